@@ -1,0 +1,42 @@
+"""One attention call, as every backend receives it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vidattn.layout import TokenLayout
+from vidattn.patterns.base import Pattern
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything about a call but the tensors that need gradients.
+
+    Args:
+        pattern: who sees whom.
+        layout: where the tokens are; its ``text_valid`` is not used, see ``text_valid``.
+        scale: factor of the scores, times ``head_scale`` (H,) where given.
+        head_scale: one more factor per head, or None.
+        text_valid: int64 (B,) real text tokens per item on the query's device, or None.
+        extra: keys behind the sequence that every query sees (NATTEN's additional tokens).
+    """
+
+    pattern: Pattern
+    layout: TokenLayout
+    scale: float
+    head_scale: Tensor | None = None
+    text_valid: Tensor | None = None
+    extra: int = 0
+
+    def key_valid(self, device: torch.device) -> Tensor | None:
+        """bool (B, S + extra): which keys are real, or None when all are."""
+        if self.text_valid is None:
+            return None
+        batch, total = self.text_valid.shape[0], self.layout.tokens
+        real = torch.ones(batch, total + self.extra, dtype=torch.bool, device=device)
+        number = torch.arange(self.layout.text_tokens, device=device)
+        real[:, self.layout.text_index().to(device)] = number < self.text_valid[:, None]
+        return real

@@ -1,0 +1,116 @@
+"""The attention operator as ``torch.library`` custom ops: opaque to ``torch.compile``, with fakes and autograd.
+
+A pattern crosses the border as its JSON text, so that one graph serves every size when shapes are dynamic, and prompts of
+every length (``text_valid`` is a tensor).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidattn.backends import tiles
+from vidattn.backends.problem import Problem
+from vidattn.layout import TokenLayout
+from vidattn.patterns import Pattern, from_dict
+
+
+def encode_pattern(pattern: Pattern) -> str:
+    """The pattern as the ops take it."""
+    return json.dumps(pattern.to_dict(), sort_keys=True)
+
+
+@lru_cache(maxsize=512)
+def _decode_pattern(text: str) -> Pattern:
+    return from_dict(json.loads(text))
+
+
+def _problem(
+    pattern: str,
+    grid: Sequence[int],
+    text: Sequence[int],
+    scale: float,
+    head_scale: Tensor | None,
+    text_valid: Tensor | None,
+    extra: int,
+) -> Problem:
+    layout = TokenLayout((grid[0], grid[1], grid[2]), text[0], text[1])
+    return Problem(_decode_pattern(pattern), layout, scale, head_scale, text_valid, extra)
+
+
+@torch.library.custom_op("vidattn::attention", mutates_args=())
+def attention_op(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    head_scale: Tensor | None,
+    text_valid: Tensor | None,
+    pattern: str,
+    grid: Sequence[int],
+    text: Sequence[int],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Output (B, S, H, Dv) and log-sum-exp (B, S, H). Keys beyond S are extra tokens that every query sees."""
+    extra = key.shape[1] - query.shape[1]
+    problem = _problem(pattern, grid, text, scale, head_scale, text_valid, extra)
+    return tiles.forward(problem, query, key, value)
+
+
+@attention_op.register_fake
+def _(query, key, value, head_scale, text_valid, pattern, grid, text, scale):  # type: ignore[no-untyped-def]
+    out = query.new_empty(*query.shape[:3], value.shape[3])
+    accum = torch.float64 if query.dtype == torch.float64 else torch.float32
+    return out, query.new_empty(query.shape[:3], dtype=accum)
+
+
+@torch.library.custom_op("vidattn::attention_backward", mutates_args=())
+def attention_backward_op(
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    head_scale: Tensor | None,
+    text_valid: Tensor | None,
+    pattern: str,
+    grid: Sequence[int],
+    text: Sequence[int],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value."""
+    extra = key.shape[1] - query.shape[1]
+    problem = _problem(pattern, grid, text, scale, head_scale, text_valid, extra)
+    grads = tiles.backward(problem, (query, key, value, out, lse), grad_out, grad_lse)
+    return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
+
+
+@attention_backward_op.register_fake
+def _(grad_out, grad_lse, query, key, value, *rest):  # type: ignore[no-untyped-def]
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, head_scale, text_valid, *ctx.options = inputs
+    ctx.save_for_backward(query, key, value, *output, head_scale, text_valid)
+
+
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple:
+    query, key, value, out, lse, head_scale, text_valid = ctx.saved_tensors
+    grads = attention_backward_op(
+        grad_out, grad_lse, query, key, value, out, lse, head_scale, text_valid, *ctx.options
+    )
+    grad_scale = None
+    if head_scale is not None and ctx.needs_input_grad[3]:
+        # scores are linear in query and in scale alike, so sum(q * dq) = scale * d scale for each head
+        grad_scale = ((query * grads[0]).sum((0, 1, 3), dtype=lse.dtype) / head_scale).to(head_scale.dtype)
+    return (*grads, grad_scale, None, None, None, None, None)
+
+
+attention_op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,22 @@
+"""Attention patterns: pure data that says which keys each query of a token grid sees."""
+
+from vidattn.patterns.base import Pattern
+from vidattn.patterns.disc import Disc
+from vidattn.patterns.full import Full
+from vidattn.patterns.groups import Groups
+from vidattn.patterns.radial import Radial
+from vidattn.patterns.text import PATTERNS, from_dict, from_text
+from vidattn.patterns.window import Neighborhood, SlidingWindow
+
+__all__ = [
+    "PATTERNS",
+    "Disc",
+    "Full",
+    "Groups",
+    "Neighborhood",
+    "Pattern",
+    "Radial",
+    "SlidingWindow",
+    "from_dict",
+    "from_text",
+]

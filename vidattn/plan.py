@@ -1,0 +1,154 @@
+"""What a pattern costs to run: tiles of queries, and the boxes of keys that each tile visits.
+
+Tiles and boxes are boxes of the token grid, not runs of the raster order: at 4096 px raster blocks of 128 tokens make a
+disc touch 5 to 25 times too many pairs, boxes of 8x8 touch 1.5 to 3 times. A box may have a step per axis, which is how a
+dilated window becomes an undilated one on a sub-lattice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vidattn.layout import Grid
+
+
+@dataclass(frozen=True)
+class KeyBox:
+    """Keys ``start + step * i`` for ``0 <= i < size`` on every axis; ``full``: every query of the tile sees all of them."""
+
+    start: Grid
+    size: Grid
+    full: bool
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries ``start + step * i`` for ``0 <= i < size`` on every axis, and the disjoint key boxes that they visit."""
+
+    start: Grid
+    size: Grid
+    boxes: tuple[KeyBox, ...]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Tiles of one shape, so that they run as one batch.
+
+    Grid token numbers are ``base + offset``: ``query_base`` (c,) with ``query_offset`` (M,), and for each of the n boxes
+    ``key_base[:, n]`` with ``key_offset[n]``. ``full``: no pair of these tiles needs the element mask.
+    """
+
+    query_base: Tensor
+    query_offset: Tensor
+    key_base: Tensor
+    key_offset: tuple[Tensor, ...]
+    full: bool
+
+    @property
+    def keys(self) -> int:
+        """Grid keys that each tile of the bucket visits."""
+        return sum(len(offset) for offset in self.key_offset)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Every query of the grid is in exactly one tile; every pair that the pattern allows is in exactly one box.
+
+    Args:
+        grid: the grid that the boxes live on. It may be a view of the layout's grid with the same token order (Radial
+            sees a frame as one row of H*W tokens).
+        tile: the tile's shape where the grid leaves room.
+        step: distance of neighbouring tokens of a tile or box, per axis.
+        tiles: the tiles, in raster order of their lattice.
+    """
+
+    grid: Grid
+    tile: Grid
+    step: Grid
+    tiles: tuple[Tile, ...]
+
+    # the same as flat int32 tensors, for kernels and drawings
+    @cached_property
+    def query_start(self) -> Tensor:
+        """(tiles, 3)"""
+        return torch.tensor([t.start for t in self.tiles], dtype=torch.int32)
+
+    @cached_property
+    def query_size(self) -> Tensor:
+        """(tiles, 3), counted in steps"""
+        return torch.tensor([t.size for t in self.tiles], dtype=torch.int32)
+
+    @cached_property
+    def query_stop(self) -> Tensor:
+        """(tiles, 3), exclusive grid coordinates"""
+        return self._stop(self.query_start, self.query_size)
+
+    @cached_property
+    def box_offsets(self) -> Tensor:
+        """(tiles + 1,): tile i owns the boxes ``box_offsets[i]`` to ``box_offsets[i + 1]``"""
+        counts = torch.tensor([0] + [len(t.boxes) for t in self.tiles])
+        return counts.cumsum(0).to(torch.int32)
+
+    @cached_property
+    def box_start(self) -> Tensor:
+        """(boxes, 3)"""
+        return torch.tensor([b.start for t in self.tiles for b in t.boxes], dtype=torch.int32).view(-1, 3)
+
+    @cached_property
+    def box_size(self) -> Tensor:
+        """(boxes, 3), counted in steps"""
+        return torch.tensor([b.size for t in self.tiles for b in t.boxes], dtype=torch.int32).view(-1, 3)
+
+    @cached_property
+    def box_stop(self) -> Tensor:
+        """(boxes, 3), exclusive grid coordinates"""
+        return self._stop(self.box_start, self.box_size)
+
+    @cached_property
+    def box_full(self) -> Tensor:
+        """(boxes,) bool"""
+        return torch.tensor([b.full for t in self.tiles for b in t.boxes], dtype=torch.bool)
+
+    def _stop(self, start: Tensor, size: Tensor) -> Tensor:
+        return start + (size - 1) * torch.tensor(self.step, dtype=torch.int32) + 1
+
+    @cached_property
+    def visited_pairs(self) -> int:
+        """(query, key) pairs that running the plan computes on the grid, masked ones included."""
+        return sum(math.prod(t.size) * sum(math.prod(b.size) for b in t.boxes) for t in self.tiles)
+
+    @cached_property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The tiles sorted into batches of equal shape, largest first."""
+        groups: dict[tuple, list[Tile]] = defaultdict(list)
+        for tile in self.tiles:
+            groups[tile.size, tuple(b.size for b in tile.boxes), all(b.full for b in tile.boxes)].append(tile)
+        made = [self._bucket(tiles, sizes, full) for (_, sizes, full), tiles in groups.items()]
+        return tuple(sorted(made, key=lambda b: -b.keys * len(b.query_offset)))
+
+    def _bucket(self, tiles: list[Tile], sizes: tuple[Grid, ...], full: bool) -> Bucket:
+        return Bucket(
+            query_base=torch.tensor([self._number(t.start) for t in tiles]),
+            query_offset=self._offsets(tiles[0].size),
+            key_base=torch.tensor([[self._number(b.start) for b in t.boxes] for t in tiles]),
+            key_offset=tuple(self._offsets(size) for size in sizes),
+            full=full,
+        )
+
+    def _number(self, place: Grid) -> int:
+        return (place[0] * self.grid[1] + place[1]) * self.grid[2] + place[2]
+
+    def _offsets(self, size: Grid) -> Tensor:
+        t, y, x = (torch.arange(n) * s for n, s in zip(size, self.step, strict=True))
+        return ((t[:, None, None] * self.grid[1] + y[:, None]) * self.grid[2] + x).flatten()
+
+
+def ranges(start: int, stop: int, length: int) -> list[tuple[int, int]]:
+    """[start, stop) cut into pieces of at most ``length``."""
+    return [(a, min(a + length, stop)) for a in range(start, stop, length)]
