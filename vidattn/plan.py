@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,31 +30,51 @@ class KeyBox:
 
 @dataclass(frozen=True)
 class Tile:
-    """Queries ``start + step * i`` for ``0 <= i < size`` on every axis, and the disjoint key boxes that they visit."""
+    """Queries ``start + step * i`` for ``0 <= i < size`` on every axis, and the disjoint key boxes that they visit.
+
+    ``kind``: whatever, beside the boxes' places relative to ``start``, decides the tile's element mask.
+    """
 
     start: Grid
     size: Grid
     boxes: tuple[KeyBox, ...]
+    kind: Hashable = None
+
+    @property
+    def full(self) -> bool:
+        """No pair of the tile needs the element mask."""
+        return all(box.full for box in self.boxes)
+
+    def mask_kind(self) -> Hashable:
+        """Tiles of one size, with boxes of the same sizes, have the same element mask when this is equal."""
+        if self.full:
+            return None
+        return self.kind, tuple(tuple(b - a for a, b in zip(self.start, box.start, strict=True)) for box in self.boxes)
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Tiles of one shape, so that they run as one batch.
+    """Tiles of one shape and one element mask, so that they run as one batch.
 
-    Grid token numbers are ``base + offset``: ``query_base`` (c,) with ``query_offset`` (M,), and for each of the n boxes
-    ``key_base[:, n]`` with ``key_offset[n]``. ``full``: no pair of these tiles needs the element mask.
+    Grid token numbers are ``base + offset``: queries ``query_base`` (c,) + ``query_offset`` (M,), keys ``key_base`` (c, K)
+    (the start of each key's box) + ``key_offset`` (K,). ``full``: no pair of these tiles needs the element mask.
     """
 
     query_base: Tensor
     query_offset: Tensor
     key_base: Tensor
-    key_offset: tuple[Tensor, ...]
+    key_offset: Tensor
     full: bool
 
     @property
     def keys(self) -> int:
         """Grid keys that each tile of the bucket visits."""
-        return sum(len(offset) for offset in self.key_offset)
+        return len(self.key_offset)
+
+    def to(self, device: torch.device) -> Bucket:
+        """The bucket with its tensors on ``device``."""
+        tensors = (self.query_base, self.query_offset, self.key_base, self.key_offset)
+        return Bucket(*(t.to(device) for t in tensors), self.full)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,22 +144,35 @@ class Plan:
         """(query, key) pairs that running the plan computes on the grid, masked ones included."""
         return sum(math.prod(t.size) * sum(math.prod(b.size) for b in t.boxes) for t in self.tiles)
 
+    def buckets(self, device: torch.device) -> tuple[Bucket, ...]:
+        """The tiles sorted into batches of equal shape, largest first, with their tensors on ``device``."""
+        key = str(device)
+        if key not in self._on_device:
+            self._on_device[key] = tuple(bucket.to(device) for bucket in self._buckets)
+        return self._on_device[key]
+
     @cached_property
-    def buckets(self) -> tuple[Bucket, ...]:
-        """The tiles sorted into batches of equal shape, largest first."""
-        groups: dict[tuple, list[Tile]] = defaultdict(list)
+    def _on_device(self) -> dict[str, tuple[Bucket, ...]]:
+        return {}
+
+    @cached_property
+    def _buckets(self) -> tuple[Bucket, ...]:
+        groups: dict[Hashable, list[Tile]] = defaultdict(list)
         for tile in self.tiles:
-            groups[tile.size, tuple(b.size for b in tile.boxes), all(b.full for b in tile.boxes)].append(tile)
-        made = [self._bucket(tiles, sizes, full) for (_, sizes, full), tiles in groups.items()]
+            groups[tile.size, tuple(b.size for b in tile.boxes), tile.mask_kind()].append(tile)
+        made = [self._bucket(tiles) for tiles in groups.values()]
         return tuple(sorted(made, key=lambda b: -b.keys * len(b.query_offset)))
 
-    def _bucket(self, tiles: list[Tile], sizes: tuple[Grid, ...], full: bool) -> Bucket:
+    def _bucket(self, tiles: list[Tile]) -> Bucket:
+        offsets = [self._offsets(box.size) for box in tiles[0].boxes]
+        counts = torch.tensor([len(o) for o in offsets])
+        starts = torch.tensor([[self._number(box.start) for box in tile.boxes] for tile in tiles])
         return Bucket(
-            query_base=torch.tensor([self._number(t.start) for t in tiles]),
+            query_base=torch.tensor([self._number(tile.start) for tile in tiles]),
             query_offset=self._offsets(tiles[0].size),
-            key_base=torch.tensor([[self._number(b.start) for b in t.boxes] for t in tiles]),
-            key_offset=tuple(self._offsets(size) for size in sizes),
-            full=full,
+            key_base=starts.repeat_interleave(counts, 1),
+            key_offset=torch.cat(offsets),
+            full=tiles[0].full,
         )
 
     def _number(self, place: Grid) -> int:

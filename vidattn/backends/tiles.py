@@ -1,166 +1,143 @@
 """The ``torch`` backend: runs a plan with plain tensor operations on any device, memory linear in tokens.
 
-Tiles of one shape are gathered into a batch and go through two matrix products and a softmax in float32 (float64 for
-float64 inputs), a bounded number of scores at a time; the n x n matrix never exists. The backward recomputes the scores
-from the log-sum-exp. Letters: c tiles, R = (H / Hkv) * M rows of a tile and key head, K keys of a tile.
+Tiles of one shape are gathered into a batch, a bounded number at a time; the n x n matrix never exists. On a CPU a batch
+goes through PyTorch's fused attention, elsewhere through two matrix products and a softmax in float32 (float64 for
+float64 inputs). The backward recomputes the scores from the log-sum-exp.
+
+Letters: c tiles, M queries and K keys of a tile, R = (H / Hkv) * M rows that share a key head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from vidattn.backends.batches import Batch, batches
 from vidattn.backends.problem import Problem
-from vidattn.patterns.base import coordinates
-from vidattn.plan import Bucket, Plan
 
-# Scores that exist at one time. On a CPU they should stay in the cache; on a GPU they should fill the chip.
-_SCORES = {"cpu": 1 << 18, "other": 1 << 26}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Queries that run together: their rows, the keys of each tile, and who may not see whom.
-
-    ``queries`` (c, M) and ``keys`` (c, K) are token numbers; ``keys`` None means every key, in order. ``mask`` is bool,
-    broadcastable to (B, 1, c, M, K), True where the query sees the key; None where it always does.
-    """
-
-    queries: Tensor
-    keys: Tensor | None
-    mask: Tensor | None
-
-
-def unsupported_reasons(problem: Problem, query: Tensor) -> list[str]:
-    """Why this backend cannot run the call; empty when it can."""
-    return [] if query.dtype.is_floating_point else [f"query.dtype={query.dtype} is not a floating-point type"]
-
-
-def batches(problem: Problem, batch: int, heads: int, device: torch.device) -> Iterator[Batch]:
-    """All queries of a call, each in exactly one batch: the plan's tiles, then the text rows, which see every key."""
-    layout = problem.layout
-    text = layout.text_index().to(device)
-    every = torch.cat([text, torch.arange(layout.tokens, layout.tokens + problem.extra, device=device)])
-    valid = problem.key_valid(device)
-    budget = _SCORES["cpu" if device.type == "cpu" else "other"]
-    plan = problem.pattern.plan(layout)
-    for bucket in plan.buckets:
-        rows = len(bucket.query_offset)
-        count = max(1, budget // (batch * heads * rows * (bucket.keys + len(every))))
-        for start in range(0, len(bucket.query_base), count):
-            yield _tile_batch(problem, plan, bucket, slice(start, start + count), every, valid)
-    if len(text):
-        mask = None if valid is None else valid[:, None, None, None, :]
-        rows = max(1, budget // (batch * heads * (layout.tokens + problem.extra)))
-        for part in text.split(rows):
-            yield Batch(part[None], None, mask)
-
-
-def _tile_batch(
-    problem: Problem, plan: Plan, bucket: Bucket, part: slice, every: Tensor, valid: Tensor | None
-) -> Batch:
-    layout, device = problem.layout, every.device
-    base = bucket.query_base[part].to(device)
-    queries = base[:, None] + bucket.query_offset.to(device)
-    boxes = bucket.key_base[part].to(device)
-    keys = torch.cat([boxes[:, i, None] + o.to(device) for i, o in enumerate(bucket.key_offset)], 1)
-    seen = every.expand(len(keys), -1)
-    tokens = torch.cat([keys + layout.text_before, seen], 1)
-    mask = None
-    if not bucket.full:
-        ways = (coordinates(n, layout.grid) for n in (queries[:, :, None], keys[:, None, :]))
-        mask = problem.pattern.allowed(*ways, layout.grid)
-        if len(every):
-            mask = torch.cat([mask, mask.new_ones(*mask.shape[:2], len(every))], 2)
-        mask = mask[None, None]
-    if valid is not None and layout.text_tokens:
-        real = valid[:, tokens][:, None, :, None, :]
-        mask = real if mask is None else mask & real
-    return Batch(queries + layout.text_before, tokens, mask)
-
-
-def _gather(tensor: Tensor, numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """Tokens of (B, H, S, D) by (c, M) numbers, as (B, H, c, M, D) in ``dtype``, contiguous."""
-    picked = tensor.index_select(2, numbers.flatten())
-    return picked.unflatten(2, numbers.shape).to(dtype)
-
-
-@dataclass
-class _Operands:
-    """Query, key and value as (B, H, S, D) views, with the sizes that all steps need."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    factor: float | Tensor
-
-    def __init__(self, problem: Problem, query: Tensor, key: Tensor, value: Tensor) -> None:
-        self.query, self.key, self.value = (t.transpose(1, 2) for t in (query, key, value))
-        self.accum = torch.float64 if query.dtype == torch.float64 else torch.float32
-        self.factor = problem.scale
-        if problem.head_scale is not None:
-            self.factor = problem.scale * problem.head_scale.to(self.accum)[:, None, None, None]
-
-    def rows(self, tensor: Tensor, numbers: Tensor) -> Tensor:
-        """Query-side rows (B, Hkv, c, R, D): the query heads that share a key head lie side by side."""
-        picked = _gather(tensor, numbers, self.accum)
-        return self.fold(picked)
-
-    def fold(self, picked: Tensor) -> Tensor:
-        """(B, H, c, M, D) to (B, Hkv, c, R, D)."""
-        shared = picked.shape[1] // self.key.shape[1]
-        if shared == 1:
-            return picked
-        return picked.unflatten(1, (-1, shared)).transpose(2, 3).flatten(3, 4)
-
-    def unfold(self, rows: Tensor) -> Tensor:
-        """(B, Hkv, c, R, ...) back to (B, H, c, M, ...)."""
-        shared = self.query.shape[1] // self.key.shape[1]
-        if shared == 1:
-            return rows
-        return rows.unflatten(3, (shared, -1)).transpose(2, 3).flatten(1, 2)
-
-    def columns(self, tensor: Tensor, numbers: Tensor | None) -> Tensor:
-        """Key-side rows (B, Hkv, c, K, D)."""
-        if numbers is None:
-            return tensor[:, :, None].to(self.accum)
-        return _gather(tensor, numbers, self.accum)
-
-    def scaled(self, query: Tensor) -> Tensor:
-        """(B, H, c, M, D) times the scale."""
-        return query.mul_(self.factor)
-
-    def scores(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-        """Scaled and masked scores (B, Hkv, c, R, K)."""
-        scores = query @ key.transpose(-1, -2)
-        if mask is not None:
-            per_head = scores.unflatten(3, (-1, mask.shape[3] if mask.shape[3] > 1 else scores.shape[3]))
-            # (B, Hkv, c, R/M, M, K) against (B|1, 1, c|1, 1, M|1, K)
-            per_head.masked_fill_(~mask[:, :, :, None], float("-inf"))
-        return scores
+# Elements that a batch gathers: on a CPU it should stay in the cache; on a GPU it should fill the chip.
+_BUDGET = {"cpu": 1 << 19, "cuda": 1 << 25}
+# Rows of scores against all keys (text rows) are bounded by the number of scores instead.
+_SCORES = {"cpu": 1 << 20, "cuda": 1 << 27}
 
 
 def forward(problem: Problem, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Output (B, S, H, Dv) in the query's dtype and log-sum-exp (B, S, H). ``key`` and ``value`` include extra tokens."""
-    ops = _Operands(problem, query, key, value)
+    """Output (B, S, H, Dv) in the query's dtype and log-sum-exp (B, S, H).
+
+    ``key`` (B, S + extra, Hkv, D) and ``value`` (B, S + extra, Hkv, Dv) include the extra tokens.
+    """
+    accum = accumulation_dtype(query.dtype)
     batch, tokens, heads, _ = query.shape
     out = query.new_empty(batch, tokens, heads, value.shape[-1])
-    lse = torch.empty(batch, tokens, heads, dtype=ops.accum, device=query.device)
-    for part in batches(problem, batch, heads, query.device):
-        rows = ops.fold(ops.scaled(_gather(ops.query, part.queries, ops.accum)))
-        scores = ops.scores(rows, ops.columns(ops.key, part.keys), part.mask)
-        top = scores.amax(-1, keepdim=True)
-        scores.sub_(top).exp_()
-        total = scores.sum(-1, keepdim=True)
-        result = (scores @ ops.columns(ops.value, part.keys)).div_(total)
+    lse = torch.empty(batch, tokens, heads, dtype=accum, device=query.device)
+    fused = query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
+    run = _fused if fused else _explicit
+    for part in _batches(problem, query, key, value):
+        rows = _fold(_gather(query, part.queries), key.shape[2])
+        columns = [_gather(t, part.keys) for t in (key, value)]
+        result, logs = run(rows, columns[0], columns[1], problem, part.mask, accum)
         where = part.queries.flatten()
-        out.index_copy_(1, where, ops.unfold(result).flatten(2, 3).transpose(1, 2).to(out.dtype))
-        logs = ops.unfold(top.add_(total.log_())).flatten(2, 3)
-        lse.index_copy_(1, where, logs[..., 0].transpose(1, 2))
+        out.index_copy_(1, where, _unfold(result, batch, heads).to(out.dtype))
+        lse.index_copy_(1, where, _unfold(logs[..., None], batch, heads)[..., 0])
     return out, lse
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Where sums over keys are held: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _batches(problem: Problem, query: Tensor, key: Tensor, value: Tensor, rows_only: bool = False):  # type: ignore[no-untyped-def]
+    """The call's batches; text rows, which see every key, are cut so that their scores stay bounded."""
+    kind = "cpu" if query.device.type == "cpu" else "cuda"
+    cost = query.shape[0] * max(query.shape[2] * query.shape[3], key.shape[2] * (key.shape[3] + value.shape[3]))
+    for part in batches(problem, query.device, cost, _BUDGET[kind]):
+        if part.keys is not None:
+            yield part
+            continue
+        count = max(1, _SCORES[kind] // (query.shape[0] * query.shape[2] * key.shape[1]))
+        for rows in part.queries.split(count, 1):
+            yield Batch(rows, None, part.mask)
+
+
+def _gather(tensor: Tensor, numbers: Tensor | None) -> Tensor:
+    """Tokens (c, M) of (B, S, H, D) as (B * c, H, M, D); every token where ``numbers`` is None."""
+    if numbers is None:
+        return tensor.transpose(1, 2)
+    picked = tensor.index_select(1, numbers.flatten())
+    return picked.unflatten(1, numbers.shape).flatten(0, 1).transpose(1, 2)
+
+
+def _fold(rows: Tensor, key_heads: int) -> Tensor:
+    """(B * c, H, M, D) to (B * c, Hkv, R, D): query heads that share a key head lie side by side."""
+    if rows.shape[1] == key_heads:
+        return rows
+    return rows.unflatten(1, (key_heads, -1)).flatten(2, 3)
+
+
+def _unfold(rows: Tensor, batch: int, heads: int) -> Tensor:
+    """(B * c, Hkv, R, D) to (B, c * M, H, D)."""
+    if rows.shape[1] != heads:
+        rows = rows.unflatten(2, (heads // rows.shape[1], -1)).flatten(1, 2)
+    return rows.transpose(1, 2).unflatten(0, (batch, -1)).flatten(1, 2)
+
+
+def _row_mask(mask: Tensor, rows: Tensor, problem: Problem) -> Tensor:
+    """(1 | B, 1 | c, 1 | M, K) as (1 | B * c, 1, 1 | R, K)."""
+    if mask.shape[0] > 1 and mask.shape[1] == 1:  # text rows: one tile for all
+        mask = mask.expand(-1, rows.shape[0] // mask.shape[0], -1, -1)
+    flat = mask.flatten(0, 1)[:, None]
+    shared = rows.shape[2] // flat.shape[2]
+    return flat.repeat(1, 1, shared, 1) if flat.shape[2] > 1 and shared > 1 else flat
+
+
+def _factor(problem: Problem, rows: Tensor, heads: int) -> float | Tensor:
+    """The scale of the scores, per row where it differs by head: broadcasts to (B * c, Hkv, R, D)."""
+    if problem.head_scale is None:
+        return problem.scale
+    per_row = problem.head_scale.to(torch.float64 if rows.dtype == torch.float64 else torch.float32) * problem.scale
+    queries = rows.shape[1] * rows.shape[2] // heads
+    return per_row.view(rows.shape[1], -1).repeat_interleave(queries, 1)[..., None]
+
+
+def _fused(
+    rows: Tensor, keys: Tensor, values: Tensor, problem: Problem, mask: Tensor | None, accum: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    bias = None
+    if mask is not None:
+        allowed = _row_mask(mask, rows, problem)
+        bias = torch.zeros(allowed.shape, dtype=rows.dtype).masked_fill_(~allowed, float("-inf"))
+    scale = problem.scale
+    if problem.head_scale is not None:
+        rows = (rows * _factor(problem, rows, len(problem.head_scale))).to(rows.dtype)
+        scale = 1.0
+    result = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        rows, keys, values, 0.0, False, attn_mask=bias, scale=scale
+    )
+    return result[0], result[1].to(accum)
+
+
+def _scores(rows: Tensor, keys: Tensor, problem: Problem, mask: Tensor | None) -> Tensor:
+    scores = rows @ keys.transpose(-1, -2)
+    if mask is not None:
+        scores.masked_fill_(~_row_mask(mask, rows, problem), float("-inf"))
+    return scores
+
+
+def _explicit(
+    rows: Tensor, keys: Tensor, values: Tensor, problem: Problem, mask: Tensor | None, accum: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    scaled = rows.to(accum) * _factor(problem, rows, _heads(problem, rows, mask))
+    scores = _scores(scaled, keys.to(accum), problem, mask)
+    top = scores.amax(-1, keepdim=True)
+    scores.sub_(top).exp_()
+    total = scores.sum(-1, keepdim=True)
+    result = (scores @ values.to(accum)).div_(total)
+    return result, top.add_(total.log_())[..., 0]
+
+
+def _heads(problem: Problem, rows: Tensor, mask: Tensor | None) -> int:
+    return rows.shape[1] if problem.head_scale is None else len(problem.head_scale)
 
 
 def backward(
@@ -171,31 +148,29 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value from ``saved`` = (query, key, value, out, lse)."""
     query, key, value, out, lse = saved
-    ops = _Operands(problem, query, key, value)
+    accum = accumulation_dtype(query.dtype)
     batch, _, heads, _ = query.shape
-    grads = [torch.zeros(t.shape, dtype=ops.accum, device=t.device) for t in (ops.query, ops.key, ops.value)]
-    grad_query, grad_key, grad_value = grads
-    # d score = p * (dp - delta), where delta collects what the row's softmax and log-sum-exp take back
-    delta = (out.to(ops.accum) * grad_out.to(ops.accum)).sum(-1) - grad_lse.to(ops.accum)
-    sides = [t.transpose(1, 2) for t in (grad_out, lse[..., None], delta[..., None])]
-    for part in batches(problem, batch, heads, query.device):
-        rows = ops.fold(ops.scaled(_gather(ops.query, part.queries, ops.accum)))
-        keys, values = ops.columns(ops.key, part.keys), ops.columns(ops.value, part.keys)
-        grad_rows, logs, drop = (ops.rows(t, part.queries) for t in sides)
-        share = ops.scores(rows, keys, part.mask).sub_(logs).exp_()
-        _add(grad_value, part.keys, share.transpose(-1, -2) @ grad_rows)
-        slope = (grad_rows @ values.transpose(-1, -2)).sub_(drop).mul_(share)
-        _add(grad_key, part.keys, slope.transpose(-1, -2) @ rows)
-        spread = ops.scaled(ops.unfold(slope @ keys).contiguous())
-        grad_query.index_copy_(2, part.queries.flatten(), spread.flatten(2, 3))
-    made = (g.transpose(1, 2).to(t.dtype) for g, t in zip(grads, (query, key, value), strict=True))
-    grad_q, grad_k, grad_v = made
-    return grad_q, grad_k, grad_v
+    grads = [torch.zeros(t.shape, dtype=accum, device=t.device) for t in (query, key, value)]
+    # d score = p * (dp - delta): delta is what the row's softmax takes back, less what the log-sum-exp asks for
+    delta = (out.to(accum) * grad_out.to(accum)).sum(-1) - grad_lse.to(accum)
+    for part in _batches(problem, query, key, value):
+        sides = [query, grad_out, lse[..., None], delta[..., None]]
+        rows, slopes, logs, drop = (_fold(_gather(t, part.queries), key.shape[2]).to(accum) for t in sides)
+        keys, values = (_gather(t, part.keys).to(accum) for t in (key, value))
+        factor = _factor(problem, rows, heads)
+        rows = rows * factor
+        share = _scores(rows, keys, problem, part.mask).sub_(logs).exp_()
+        _add(grads[2], part.keys, share.transpose(-1, -2) @ slopes)
+        slope = (slopes @ values.transpose(-1, -2)).sub_(drop).mul_(share)
+        _add(grads[1], part.keys, slope.transpose(-1, -2) @ rows)
+        grads[0].index_copy_(1, part.queries.flatten(), _unfold((slope @ keys).mul_(factor), batch, heads))
+    return grads[0].to(query.dtype), grads[1].to(key.dtype), grads[2].to(value.dtype)
 
 
 def _add(total: Tensor, numbers: Tensor | None, part: Tensor) -> None:
-    """Add (B, Hkv, c, K, D) to the tokens (c, K) of (B, Hkv, S, D)."""
+    """Add (B * c, Hkv, K, D) to the tokens (c, K) of (B, S, Hkv, D)."""
+    part = part.transpose(1, 2).unflatten(0, (total.shape[0], -1)).flatten(1, 2)
     if numbers is None:
-        total += part.sum(2)
+        total += part
     else:
-        total.index_add_(2, numbers.flatten(), part.flatten(2, 3))
+        total.index_add_(1, numbers.flatten(), part)

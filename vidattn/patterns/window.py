@@ -18,11 +18,13 @@ from vidattn.plan import KeyBox, Plan, Tile, ranges
 
 @dataclass(frozen=True)
 class _AxisTile:
-    """One axis of a tile: its queries, and the pieces of the union of their windows (start, size, full)."""
+    """One axis of a tile: its queries, the pieces of the union of their windows (start, size, full), and each query's
+    window relative to the union, which decides the element mask."""
 
     start: int
     size: int
     keys: tuple[tuple[int, int, bool], ...]
+    windows: tuple[tuple[int, int], ...]
 
 
 def _axis_tiles(rule: AxisRule, group: int, tile: int, key_tile: int | None) -> list[_AxisTile]:
@@ -35,7 +37,8 @@ def _axis_tiles(rule: AxisRule, group: int, tile: int, key_tile: int | None) -> 
         union, common = (first[p0], stop[p1 - 1]), (first[p1 - 1], stop[p0])
         pieces = ranges(*union, key_tile or count)
         keys = tuple((group + a * step, b - a, common[0] <= a and b <= common[1]) for a, b in pieces)
-        made.append(_AxisTile(group + p0 * step, p1 - p0, keys))
+        windows = tuple((a - union[0], b - union[0]) for a, b in zip(first[p0:p1], stop[p0:p1], strict=True))
+        made.append(_AxisTile(group + p0 * step, p1 - p0, keys, windows))
     return made
 
 
@@ -82,7 +85,8 @@ class WindowPattern(Pattern):
             for b in y.keys
             for c in x.keys
         )
-        return Tile((t.start, y.start, x.start), (t.size, y.size, x.size), boxes)
+        kind = (t.windows, y.windows, x.windows)
+        return Tile((t.start, y.start, x.start), (t.size, y.size, x.size), boxes, kind)
 
 
 @dataclass(frozen=True)
