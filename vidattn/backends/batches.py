@@ -17,39 +17,45 @@ from vidattn.plan import Bucket
 class Batch:
     """Queries that run together: the rows of c tiles, the keys of each tile, and who may not see whom.
 
-    ``queries`` (c, M) and ``keys`` (c, K) are token numbers; ``keys`` None means every key, in order. ``mask`` is bool and
-    broadcasts to (B, c, M, K), True where the query sees the key; None where it always does.
+    ``queries`` (c, M) and ``keys`` (c, K) are token numbers; ``keys`` None means every key, in order. ``bias`` is added to
+    the scores and broadcasts to (B, c, M, K): 0 where the query sees the key, -inf where not; None where it always does.
     """
 
     queries: Tensor
     keys: Tensor | None
-    mask: Tensor | None
+    bias: Tensor | None
 
 
-def batches(problem: Problem, device: torch.device, cost: int, budget: int) -> Iterator[Batch]:
+def batches(problem: Problem, device: torch.device, dtype: torch.dtype, cost: int, budget: int) -> Iterator[Batch]:
     """Every query of the call in exactly one batch.
 
     Args:
         problem: the call.
-        device: where the numbers and masks are made.
+        device: where the numbers and biases are made.
+        dtype: of the biases.
         cost: what one (query or key) token of a tile costs, in elements, see ``budget``.
         budget: elements that a batch may hold; a single tile may exceed it.
     """
     layout = problem.layout
     text = layout.text_index().to(device)
     everywhere = torch.cat([text, torch.arange(layout.tokens, layout.tokens + problem.extra, device=device)])
-    valid = problem.key_valid(device)
+    real = problem.key_valid(device)
+    padding = None if real is None else as_bias(real, dtype)
     for bucket in problem.pattern.plan(layout).buckets(device):
-        mask = None if bucket.full else _element_mask(problem, bucket)
-        if mask is not None and len(everywhere):
-            mask = torch.cat([mask, mask.new_ones(len(mask), len(everywhere))], 1)
+        bias = None if bucket.full else as_bias(_element_mask(problem, bucket), dtype)
+        if bias is not None and len(everywhere):
+            bias = torch.cat([bias, bias.new_zeros(len(bias), len(everywhere))], 1)
         tokens = len(bucket.query_offset) + bucket.keys + len(everywhere)
         count = max(1, budget // (cost * tokens))
         for start in range(0, len(bucket.query_base), count):
-            yield _tiles(problem, bucket, slice(start, start + count), everywhere, mask, valid)
+            yield _tiles(problem, bucket, slice(start, start + count), everywhere, bias, padding)
     if len(text):
-        keep = None if valid is None else valid[:, None, None, :]
-        yield Batch(text[None], None, keep)
+        yield Batch(text[None], None, None if padding is None else padding[:, None, None, :])
+
+
+def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where ``mask`` is True, -inf elsewhere."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
 
 
 def _element_mask(problem: Problem, bucket: Bucket) -> Tensor:
@@ -61,14 +67,14 @@ def _element_mask(problem: Problem, bucket: Bucket) -> Tensor:
 
 
 def _tiles(
-    problem: Problem, bucket: Bucket, part: slice, everywhere: Tensor, mask: Tensor | None, valid: Tensor | None
+    problem: Problem, bucket: Bucket, part: slice, everywhere: Tensor, bias: Tensor | None, padding: Tensor | None
 ) -> Batch:
     before = problem.layout.text_before
     queries = bucket.query_base[part, None] + (bucket.query_offset + before)
     keys = bucket.key_base[part] + (bucket.key_offset + before)
     if len(everywhere):
         keys = torch.cat([keys, everywhere.expand(len(keys), -1)], 1)
-    if valid is not None and problem.layout.text_tokens:
-        real = valid[:, keys][:, :, None, :]
-        return Batch(queries, keys, real if mask is None else mask & real)
-    return Batch(queries, keys, None if mask is None else mask[None, None])
+    if padding is not None and problem.layout.text_tokens:
+        hidden = padding[:, keys][:, :, None, :]
+        return Batch(queries, keys, hidden if bias is None else bias + hidden)
+    return Batch(queries, keys, None if bias is None else bias[None, None])

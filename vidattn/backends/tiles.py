@@ -9,6 +9,8 @@ Letters: c tiles, M queries and K keys of a tile, R = (H / Hkv) * M rows that sh
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -32,10 +34,10 @@ def forward(problem: Problem, query: Tensor, key: Tensor, value: Tensor) -> tupl
     lse = torch.empty(batch, tokens, heads, dtype=accum, device=query.device)
     fused = query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
     run = _fused if fused else _explicit
-    for part in _batches(problem, query, key, value):
+    for part in _batches(problem, query, key, value, query.dtype if fused else accum):
         rows = _fold(_gather(query, part.queries), key.shape[2])
         columns = [_gather(t, part.keys) for t in (key, value)]
-        result, logs = run(rows, columns[0], columns[1], problem, part.mask, accum)
+        result, logs = run(rows, columns[0], columns[1], problem, part.bias, accum)
         where = part.queries.flatten()
         out.index_copy_(1, where, _unfold(result, batch, heads).to(out.dtype))
         lse.index_copy_(1, where, _unfold(logs[..., None], batch, heads)[..., 0])
@@ -47,17 +49,17 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _batches(problem: Problem, query: Tensor, key: Tensor, value: Tensor, rows_only: bool = False):  # type: ignore[no-untyped-def]
+def _batches(problem: Problem, query: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype) -> Iterator[Batch]:
     """The call's batches; text rows, which see every key, are cut so that their scores stay bounded."""
     kind = "cpu" if query.device.type == "cpu" else "cuda"
     cost = query.shape[0] * max(query.shape[2] * query.shape[3], key.shape[2] * (key.shape[3] + value.shape[3]))
-    for part in batches(problem, query.device, cost, _BUDGET[kind]):
+    for part in batches(problem, query.device, dtype, cost, _BUDGET[kind]):
         if part.keys is not None:
             yield part
             continue
         count = max(1, _SCORES[kind] // (query.shape[0] * query.shape[2] * key.shape[1]))
         for rows in part.queries.split(count, 1):
-            yield Batch(rows, None, part.mask)
+            yield Batch(rows, None, part.bias)
 
 
 def _gather(tensor: Tensor, numbers: Tensor | None) -> Tensor:
@@ -82,11 +84,9 @@ def _unfold(rows: Tensor, batch: int, heads: int) -> Tensor:
     return rows.transpose(1, 2).unflatten(0, (batch, -1)).flatten(1, 2)
 
 
-def _row_mask(mask: Tensor, rows: Tensor, problem: Problem) -> Tensor:
+def _row_bias(bias: Tensor, rows: Tensor) -> Tensor:
     """(1 | B, 1 | c, 1 | M, K) as (1 | B * c, 1, 1 | R, K)."""
-    if mask.shape[0] > 1 and mask.shape[1] == 1:  # text rows: one tile for all
-        mask = mask.expand(-1, rows.shape[0] // mask.shape[0], -1, -1)
-    flat = mask.flatten(0, 1)[:, None]
+    flat = bias.flatten(0, 1)[:, None]
     shared = rows.shape[2] // flat.shape[2]
     return flat.repeat(1, 1, shared, 1) if flat.shape[2] > 1 and shared > 1 else flat
 
@@ -101,34 +101,23 @@ def _factor(problem: Problem, rows: Tensor, heads: int) -> float | Tensor:
 
 
 def _fused(
-    rows: Tensor, keys: Tensor, values: Tensor, problem: Problem, mask: Tensor | None, accum: torch.dtype
+    rows: Tensor, keys: Tensor, values: Tensor, problem: Problem, bias: Tensor | None, accum: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    bias = None
-    if mask is not None:
-        allowed = _row_mask(mask, rows, problem)
-        bias = torch.zeros(allowed.shape, dtype=rows.dtype).masked_fill_(~allowed, float("-inf"))
     scale = problem.scale
     if problem.head_scale is not None:
         rows = (rows * _factor(problem, rows, len(problem.head_scale))).to(rows.dtype)
         scale = 1.0
     result = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        rows, keys, values, 0.0, False, attn_mask=bias, scale=scale
+        rows, keys, values, 0.0, False, attn_mask=None if bias is None else _row_bias(bias, rows), scale=scale
     )
     return result[0], result[1].to(accum)
 
 
-def _scores(rows: Tensor, keys: Tensor, problem: Problem, mask: Tensor | None) -> Tensor:
-    scores = rows @ keys.transpose(-1, -2)
-    if mask is not None:
-        scores.masked_fill_(~_row_mask(mask, rows, problem), float("-inf"))
-    return scores
-
-
 def _explicit(
-    rows: Tensor, keys: Tensor, values: Tensor, problem: Problem, mask: Tensor | None, accum: torch.dtype
+    rows: Tensor, keys: Tensor, values: Tensor, problem: Problem, bias: Tensor | None, accum: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    scaled = rows.to(accum) * _factor(problem, rows, _heads(problem, rows, mask))
-    scores = _scores(scaled, keys.to(accum), problem, mask)
+    heads = rows.shape[1] if problem.head_scale is None else len(problem.head_scale)
+    scores = _scores(rows.to(accum) * _factor(problem, rows, heads), keys.to(accum), bias)
     top = scores.amax(-1, keepdim=True)
     scores.sub_(top).exp_()
     total = scores.sum(-1, keepdim=True)
@@ -136,8 +125,9 @@ def _explicit(
     return result, top.add_(total.log_())[..., 0]
 
 
-def _heads(problem: Problem, rows: Tensor, mask: Tensor | None) -> int:
-    return rows.shape[1] if problem.head_scale is None else len(problem.head_scale)
+def _scores(rows: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
+    scores = rows @ keys.transpose(-1, -2)
+    return scores if bias is None else scores.add_(_row_bias(bias, rows))
 
 
 def backward(
@@ -153,13 +143,13 @@ def backward(
     grads = [torch.zeros(t.shape, dtype=accum, device=t.device) for t in (query, key, value)]
     # d score = p * (dp - delta): delta is what the row's softmax takes back, less what the log-sum-exp asks for
     delta = (out.to(accum) * grad_out.to(accum)).sum(-1) - grad_lse.to(accum)
-    for part in _batches(problem, query, key, value):
+    for part in _batches(problem, query, key, value, accum):
         sides = [query, grad_out, lse[..., None], delta[..., None]]
         rows, slopes, logs, drop = (_fold(_gather(t, part.queries), key.shape[2]).to(accum) for t in sides)
         keys, values = (_gather(t, part.keys).to(accum) for t in (key, value))
         factor = _factor(problem, rows, heads)
         rows = rows * factor
-        share = _scores(rows, keys, problem, part.mask).sub_(logs).exp_()
+        share = _scores(rows, keys, part.bias).sub_(logs).exp_()
         _add(grads[2], part.keys, share.transpose(-1, -2) @ slopes)
         slope = (slopes @ values.transpose(-1, -2)).sub_(drop).mul_(share)
         _add(grads[1], part.keys, slope.transpose(-1, -2) @ rows)
