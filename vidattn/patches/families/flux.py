@@ -1,0 +1,90 @@
+"""FLUX.1 and its ControlNets: joint attention, text first; the grid is in the values of ``img_ids``.
+
+Kontext appends reference images behind the target: those tokens see all and are seen by all, like text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from vidattn.layout import TokenLayout
+from vidattn.patches.families import Arguments, Family, GridUnreadable, Layer, Reading
+
+Target = tuple[int, int] | str
+"""(height, width) of the leading raster, or why there is none."""
+
+# Pipelines pass one img_ids object at every step, and reading its values waits for the device: read it once.
+_SEEN: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _layers(model: nn.Module) -> Iterator[Layer]:
+    for stack in ("transformer_blocks", "single_transformer_blocks"):
+        for i, block in enumerate(getattr(model, stack)):
+            yield Layer(f"{stack}.{i}.attn", block.attn)
+
+
+def _read(model: nn.Module, arguments: Arguments) -> Reading:
+    ids, image = arguments.get("img_ids"), arguments.get("hidden_states")
+    text = arguments.get("encoder_hidden_states")
+    if not (isinstance(ids, Tensor) and isinstance(image, Tensor) and isinstance(text, Tensor)):
+        raise GridUnreadable("img_ids, hidden_states and encoder_hidden_states are needed to read the grid")
+    if ids.shape[-2] != image.shape[1]:
+        raise GridUnreadable(f"img_ids has {ids.shape[-2]} rows for {image.shape[1]} image tokens")
+    target = _target(ids)
+    if isinstance(target, str):
+        raise GridUnreadable(target)
+    references = image.shape[1] - target[0] * target[1]
+    # a union ControlNet puts one token for its mode in front of the text
+    before = text.shape[1] + (1 if getattr(model, "union", False) else 0)
+    layout = TokenLayout((1, *target), text_before=before, text_after=references)
+    return Reading({0: layout}, f"{references} reference tokens see all and are seen by all" if references else "")
+
+
+def _target(ids: Tensor) -> Target:
+    version = None if ids.is_inference() else ids._version
+    seen = _SEEN.get(ids)
+    if seen is None or seen[0] != version:
+        seen = (version, _find_target(ids))
+        _SEEN[ids] = seen
+    return seen[1]
+
+
+def _find_target(ids: Tensor) -> Target:
+    if ids.is_meta:
+        return "img_ids holds no values (meta device)"
+    table = (ids[0] if ids.ndim == 3 else ids).detach().cpu().double()
+    if table.ndim != 2 or table.shape[1] < 3 or not len(table):
+        return f"img_ids of shape {tuple(ids.shape)} is no table of positions"
+    table = table[: _leading(table[:, 0])]
+    width = _leading(table[:, 1])
+    if len(table) % width:
+        return "img_ids is no raster grid"
+    # rows and columns need not count 0, 1, 2: interpolated positions, and bfloat16 ids beyond 256, are rasters as well
+    rows, columns = table[:, 1].reshape(-1, width), table[:, 2].reshape(-1, width)
+    regular = (rows == rows[:, :1]).all() and (columns == columns[:1]).all()
+    if not regular or not _rises(rows[:, 0]) or not _rises(columns[0]):
+        return "img_ids is no raster grid"
+    return len(table) // width, width
+
+
+def _leading(values: Tensor) -> int:
+    """How many entries from the first on are equal."""
+    other = (values != values[0]).nonzero()
+    return int(other[0]) if len(other) else len(values)
+
+
+def _rises(values: Tensor) -> bool:
+    return len(values) == 1 or bool((torch.diff(values) >= 0).all() and values[-1] > values[0])
+
+
+def _native(model: nn.Module, group: Hashable) -> tuple[int, int]:
+    return 64, 64  # 1024 px
+
+
+FAMILY = Family(
+    "flux", ("FluxTransformer2DModel", "FluxControlNetModel"), "image", _layers, _read, _native, timestep_scale=1000.0
+)

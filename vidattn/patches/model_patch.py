@@ -1,0 +1,222 @@
+"""The patch of one model: its slots, and the hook that decides before each forward how every slot runs."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import weakref
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vidattn import backends
+from vidattn.layout import TokenLayout
+from vidattn.patches import routes
+from vidattn.patches.checkpointing import keep_decisions, release_decisions
+from vidattn.patches.families import Arguments, Family, GridUnreadable, Layer, Reading
+from vidattn.patches.log import LayerLog, RunLog
+from vidattn.patches.settings import Settings
+from vidattn.patches.slots import LAYER, SLOT, Decision, Slot
+from vidattn.patches.steps import ALL, MIDDLE, StepClock
+from vidattn.patches.weights import SwappedWeights
+from vidattn.patterns import Full
+
+PATCH = "_vidattn_patch"
+"""Attribute of a patched model: its :class:`ModelPatch`."""
+
+# Sparse attention has costs of its own; under so many grid tokens dense attention is as fast. A coarse rule until the
+# cost model comes: at 512 px a picture has 1024 tokens in FLUX and 4096 in the upper level of SD.
+MIN_TOKENS = {"cpu": 1024, "cuda": 4096}
+DENSE_ENOUGH = 0.7
+"""Density above which min_tokens="auto" takes dense attention."""
+
+_lock = threading.RLock()
+_live: weakref.WeakSet[ModelPatch] = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A layer and the slot that it will carry."""
+
+    layer: Layer
+    slot: int
+
+
+class ModelPatch:
+    """All that belongs to one patched model.
+
+    Args:
+        component: the model's name in its pipeline, "" for a model on its own.
+        family: facts about it.
+        planned: its layers.
+        slots: shared by layers that run the same way.
+        clock: tells step classes.
+        settings: what ``patch`` was given.
+    """
+
+    def __init__(
+        self,
+        component: str,
+        family: Family,
+        planned: list[Planned],
+        slots: list[Slot],
+        clock: StepClock,
+        settings: Settings,
+    ) -> None:
+        self.component, self.family, self.planned, self.slots = component, family, planned, slots
+        self.clock, self.settings = clock, settings
+        self.log = RunLog()
+        self.weights: SwappedWeights | None = None
+        self._hook = ForwardHook(self)
+        self._decisions: dict[tuple, Decision] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_decisions": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # copies and unpickled models are patched models: the routes must stay as long as they live
+        self.__dict__.update(state)
+        _register(self)
+
+    # ------------------------------------------------------------------ on and off
+    def attach(self, model: nn.Module) -> None:
+        """Put the slots on the model's attention modules and the hook on the model."""
+        with _lock:
+            _register(self)
+            if self.weights is not None:
+                self.weights.apply(model)
+            for planned in self.planned:
+                module = planned.layer.module
+                # not nn.Module.__setattr__: nothing is registered, so state_dict and saving do not change
+                module.__dict__[SLOT] = self.slots[planned.slot]
+                module.__dict__[LAYER] = LayerLog(planned.layer.name, self.log)
+                routes.cover(module.processor)
+            model.register_forward_pre_hook(self._hook, with_kwargs=True)
+            model.__dict__[PATCH] = self
+
+    def detach(self, model: nn.Module) -> None:
+        """Take everything off again."""
+        with _lock:
+            for planned in self.planned:
+                for name in (SLOT, LAYER):
+                    planned.layer.module.__dict__.pop(name, None)
+            for number, hook in list(model._forward_pre_hooks.items()):
+                if hook is self._hook:
+                    del model._forward_pre_hooks[number]
+                    model._forward_pre_hooks_with_kwargs.pop(number, None)
+            release_decisions(model)
+            model.__dict__.pop(PATCH, None)
+            if self.weights is not None:
+                self.weights.restore(model)
+            _live.discard(self)
+            if not _live:
+                routes.uninstall()
+
+    # ------------------------------------------------------------------ before each forward
+    def prepare(self, model: nn.Module, arguments: Arguments) -> None:
+        """Read the grid and decide for every slot.
+
+        Raises:
+            RuntimeError: the patch is strict and a layer would fall back to dense attention.
+        """
+        for planned in self.planned:
+            routes.cover(planned.layer.module.processor)
+        reading, trouble = self._read(model, arguments)
+        steps = self.clock.tick(arguments.get("timestep"), self.family.timestep_scale)
+        device = next((a.device.type for a in arguments.values() if isinstance(a, Tensor)), "cpu")
+        decisions = []
+        for number, slot in enumerate(self.slots):
+            layout = reading.layouts.get(slot.spec.group)
+            key = (number, layout, steps, device, reading.note, trouble)
+            # one object per case: a compiled graph that has seen it is found again
+            if key not in self._decisions:
+                if len(self._decisions) > 1024:
+                    self._decisions.clear()
+                self._decisions[key] = self._decide(slot, layout, steps, device, reading.note, trouble)
+            slot.decision = self._decisions[key]
+            decisions.append(slot.decision)
+        self.log.forward(self.clock.run, decisions)
+        self._be_strict(decisions)
+        keep_decisions(model, self.slots)
+
+    def _read(self, model: nn.Module, arguments: Arguments) -> tuple[Reading, str]:
+        try:
+            return self.family.read(model, arguments), ""
+        except GridUnreadable as trouble:
+            return Reading({}), str(trouble)
+
+    def _decide(
+        self, slot: Slot, layout: TokenLayout | None, steps: str, device: str, note: str, trouble: str
+    ) -> Decision:
+        def dense(reason: str, fallback: bool = False) -> Decision:
+            return Decision(layout, None, 1.0, steps, "", reason, fallback, note)
+
+        rule = slot.spec.rule
+        if rule.dense:
+            return dense(rule.dense)
+        if steps not in (ALL, MIDDLE):
+            return dense(f"{'dense_steps' if steps == 'first' else 'dense_last_steps'}")
+        if layout is None:
+            return dense(trouble or "the grid is not known", fallback=True)
+        auto = self.settings.min_tokens == "auto"
+        least = MIN_TOKENS.get(device, MIN_TOKENS["cuda"]) if auto else int(self.settings.min_tokens)
+        if layout.grid_tokens < least:
+            return dense(f"{layout.grid_tokens} tokens, under min_tokens {least}", fallback=True)
+        pattern = rule.resolve(layout.grid)
+        if isinstance(pattern, Full):
+            return dense("the pattern is full")
+        density = pattern.density(layout)
+        if auto and density > DENSE_ENOUGH:
+            return dense(f"{pattern} has density {density:.2f}, over {DENSE_ENOUGH}", fallback=True)
+        backend, _ = backends.resolve(slot.spec.backend, pattern, layout)
+        return Decision(layout, pattern, density, steps, backend, note=note)
+
+    def _be_strict(self, decisions: list[Decision]) -> None:
+        for slot, decision in zip(self.slots, decisions, strict=True):
+            if slot.spec.strict and decision.fallback:
+                for other in self.slots:
+                    other.decision = None
+                raise RuntimeError(f"vidattn: layers would run dense although strict=True: {decision.reason}")
+
+
+class ForwardHook:
+    """Forward pre-hook of a patched model. An object, not a function, so that copies of the model copy it with it.
+
+    As a hook of the outermost module it runs outside the graph under ``torch.compile(model)``, ``model.compile()`` and
+    ``compile_repeated_blocks()``, with fullgraph too.
+    """
+
+    def __init__(self, patch: ModelPatch) -> None:
+        self.patch = patch
+
+    @torch.compiler.disable
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.patch.prepare(module, {**dict(zip(_parameters(type(module)), args, strict=False)), **kwargs})
+
+
+@lru_cache(maxsize=64)
+def _parameters(cls: type) -> tuple[str, ...]:
+    """Names of a model's forward parameters, self left out."""
+    return tuple(inspect.signature(inspect.unwrap(cls.forward)).parameters)[1:]  # type: ignore[attr-defined]
+
+
+def patch_of(model: nn.Module) -> ModelPatch | None:
+    """The patch of a model, or None."""
+    return model.__dict__.get(PATCH)
+
+
+def _register(patch: ModelPatch) -> None:
+    with _lock:
+        routes.install()
+        _live.add(patch)
+
+
+def share_slots(layers: list[Layer], specs: list[Hashable]) -> tuple[list[Planned], list[Slot]]:
+    """One slot for each different spec."""
+    slots: dict[Hashable, int] = {}
+    planned = [Planned(layer, slots.setdefault(spec, len(slots))) for layer, spec in zip(layers, specs, strict=True)]
+    return planned, [Slot(spec) for spec in slots]  # type: ignore[arg-type]

@@ -1,0 +1,156 @@
+"""The table of presets: a name, a pattern class, and defaults chosen for the grid at hand.
+
+A :class:`Rule` gives the pattern for a grid: a fixed one, a preset's, or none (dense). Presets are resolved per grid at
+call time, so that one patch serves every size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vidattn.layout import Grid
+from vidattn.patterns import PATTERNS, Disc, Full, Groups, Neighborhood, Pattern, Radial, SlidingWindow, from_text
+from vidattn.patterns.text import nearest
+
+Native = tuple[int, int]
+"""(height, width) of the grid that the model was trained at."""
+
+
+def _quarter(side: int) -> int:
+    """About a quarter of a side, odd so that it has a middle, at least 9 so that small grids keep a neighbourhood."""
+    return max(9, 2 * round((side / 4 - 1) / 2) + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """One row of the table.
+
+    Args:
+        cls: the pattern class; its fields are the preset's options.
+        defaults: (grid, native size) to the options that the class has no good constant for.
+        kinds: families that it makes sense on.
+        fixed: fields that make the preset what it is, and are no options.
+        why: where the defaults come from.
+    """
+
+    cls: type[Pattern]
+    defaults: Callable[[Grid, Native], dict[str, Any]]
+    why: str
+    kinds: tuple[str, ...] = ("image", "video")
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def options(self) -> dict[str, Any]:
+        """The options and their constant defaults (None where the grid decides)."""
+        fields = {f.name: f.default for f in dataclasses.fields(self.cls) if f.name not in self.fixed}
+        return {k: None if v is dataclasses.MISSING else v for k, v in fields.items()}
+
+    def pattern(self, grid: Grid, native: Native, options: Mapping[str, Any]) -> Pattern:
+        """The pattern for one grid."""
+        return self.cls(**{**self.defaults(grid, native), **options, **self.fixed})
+
+
+def _window(grid: Grid, native: Native) -> dict[str, Any]:
+    return {"window": (_quarter(grid[1]), _quarter(grid[2]))}
+
+
+def _group(grid: Grid, native: Native) -> dict[str, Any]:
+    return {"size": (1, 16, 16) if grid[0] == 1 else (4, 8, 8)}
+
+
+def _nothing(grid: Grid, native: Native) -> dict[str, Any]:
+    return {}
+
+
+_OURS = "a quarter of each spatial side, odd, at least 9; all frames: 1/16 of the pairs on large grids (our choice)"
+_GRAT = "groups of 256 tokens, 16x16 or 4x8x8, as the authors' (image_highres.md 3.1)"
+
+PRESETS: dict[str, Preset] = {
+    "full": Preset(Full, _nothing, "the model's own attention"),
+    "dense": Preset(Full, _nothing, "the same as full"),
+    "neighborhood": Preset(Neighborhood, _window, _OURS),
+    "sliding": Preset(
+        SlidingWindow, lambda grid, native: {"base": native}, "the window of the training size (image_highres.md 4.1)"
+    ),
+    "clear": Preset(
+        Disc, lambda grid, native: {"radius": 16}, "the middle one of the released checkpoints, 8, 16 and 32 "
+        "(image_highres.md 1.1)", kinds=("image",)
+    ),
+    "grat-b": Preset(Groups, _group, _GRAT + "; neighbouring groups", fixed={"region": "blocks"}),
+    "grat-x": Preset(Groups, _group, _GRAT + "; groups of the same row, column or frame", fixed={"region": "cross"}),
+    "radial": Preset(
+        Radial, _nothing, "the paper's rule, with the sink that its figures need (video_sparse.md 1)", kinds=("video",)
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How the pattern of a layer is found: ``pattern``, or ``preset`` with ``options``, or dense because of ``dense``."""
+
+    pattern: Pattern | None = None
+    preset: str = ""
+    options: tuple[tuple[str, Any], ...] = ()
+    native: Native = (64, 64)
+    dense: str = ""
+
+    def resolve(self, grid: Grid) -> Pattern:
+        """The pattern for one grid. Only for rules that are not dense."""
+        if self.pattern is not None:
+            return self.pattern
+        return PRESETS[self.preset].pattern(grid, self.native, dict(self.options))
+
+    def __str__(self) -> str:
+        if self.dense:
+            return "dense"
+        if self.pattern is not None:
+            return self.pattern.to_text()
+        return self.preset + "".join(f", {k}={v}" for k, v in self.options)
+
+
+def known_names() -> list[str]:
+    """Names that a pattern's text may begin with: presets and patterns."""
+    return sorted(set(PRESETS) | set(PATTERNS))
+
+
+def preset_rule(name: str, options: Mapping[str, Any], kind: str, native: Native) -> Rule:
+    """The rule of a preset, its options tried out.
+
+    Raises:
+        ValueError: an option that the preset does not have, a value that its pattern refuses, or a family that it is
+            not for.
+    """
+    preset = PRESETS[name]
+    allowed = preset.options()
+    for key in options:
+        if key not in allowed:
+            listed = ", ".join(allowed) or "none"
+            raise ValueError(f"preset {name!r} has no option {key!r}; its options are: {listed}")
+    if kind not in preset.kinds:
+        others = ", ".join(sorted(n for n, p in PRESETS.items() if kind in p.kinds))
+        raise ValueError(f"preset {name!r} is for {' and '.join(preset.kinds)} models; for {kind} models there are: {others}")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    preset.pattern((1, 64, 64) if kind == "image" else (16, 32, 32), native, values)
+    return Rule(preset=name, options=tuple(sorted(values.items())), native=native)
+
+
+def preset_text(text: str) -> tuple[str, dict[str, Any]]:
+    """``clear:radius=8`` as a preset's name and options.
+
+    Raises:
+        ValueError: the options cannot be read, or the preset has no such option.
+    """
+    name, _, rest = text.partition(":")
+    preset = PRESETS[name.strip().lower()]
+    if not rest.strip():
+        return name.strip().lower(), {}
+    given = [part.partition("=")[0].strip() for part in rest.split(",") if part.strip()]
+    for key in given:
+        if key not in preset.options():
+            raise ValueError(f"preset {name!r} has no option {key!r}: {nearest(key, list(preset.options()))}")
+    # the pattern's own reader knows the forms of values; parameters that must be given are filled in for it
+    filled = {k: v for k, v in preset.defaults((1, 64, 64), (64, 64)).items() if k not in given}
+    fill = "".join(f",{k}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in filled.items())
+    pattern = from_text(f"{preset.cls.name}:{rest}{fill}")
+    return name.strip().lower(), {key: getattr(pattern, key) for key in given}

@@ -1,0 +1,253 @@
+"""Where a patched layer's attention turns off: the two names through which diffusers computes softmax attention.
+
+While at least one model is patched, ``dispatch_attention_fn`` and ``F`` are rebound in the modules that define attention
+processors (torch itself is untouched), and processor classes get a thin ``__call__`` that says which attention module is
+running. Both do nothing for modules without a :class:`~vidattn.patches.slots.Slot`. State never sits on processors:
+loading an IP-Adapter, fusing and ``set_attn_processor`` swap them, and some models share one.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from vidattn.attention import attention
+from vidattn.patches.slots import CURRENT, LAYER, SLOT, Decision, Slot
+
+# Processors that compute attention in some other way, and so never come by here.
+BYPASSING = frozenset(
+    {
+        "AttnProcessor",
+        "AttnProcessorNPU",
+        "CustomDiffusionAttnProcessor",
+        "CustomDiffusionXFormersAttnProcessor",
+        "IPAdapterAttnProcessor",
+        "IPAdapterXFormersAttnProcessor",
+        "SlicedAttnProcessor",
+        "XFormersAttnProcessor",
+        "XFormersJointAttnProcessor",
+        "XLAFlashAttnProcessor2_0",
+        "XLAFluxFlashAttnProcessor2_0",
+    }
+)
+
+_DISPATCH = "dispatch_attention_fn"
+_rebound: list[tuple[dict[str, Any], str, Any, Any]] = []  # namespace, name, what stood there, what stands there now
+_shims: dict[type, tuple[str, Callable, Callable]] = {}  # class: method name, original, shim
+_covered: set[type] = set()
+_original_dispatch: Callable | None = None
+
+
+def _refusal(decision: Decision, query: tuple[int, int], keys: tuple[int, int], mask: Any, dropout: float) -> str:
+    """Why a call on the grid cannot be sparse, or "". Sizes are (length, heads)."""
+    if decision.layout is None or query[0] != decision.layout.tokens:
+        return "the sequence length is not that of the token grid"
+    if mask is not None:
+        return "an attention mask is given"
+    if dropout > 0.0:
+        return "attention dropout is on"
+    if query[1] != keys[1]:
+        return "query and key heads differ"
+    return ""
+
+
+def _turn(
+    slot: Slot, query: Tensor, key: Tensor, value: Tensor, mask: Any, dropout: float, scale: float | None, reason: str
+) -> Tensor | None:
+    """The sparse result of one call, (B, S, H, D) as the inputs, or None when the caller shall compute it as ever."""
+    decision = slot.decision
+    if query.shape[1] != key.shape[1]:  # IP-Adapter's second call, cached or foreign keys: not attention over the grid
+        if not torch.compiler.is_compiling():
+            CURRENT.missed = "its keys are not those of its queries"
+        return None
+    if decision is None:
+        return None
+    if decision.pattern is not None and not reason:
+        reason = _refusal(decision, query.shape[1:3], key.shape[1:3], mask, dropout)
+    if not torch.compiler.is_compiling():
+        CURRENT.reached = True
+        if CURRENT.layer is not None:
+            CURRENT.layer.called(decision, reason)
+    if decision.pattern is None:
+        return None
+    if reason:
+        if slot.spec.strict:
+            raise RuntimeError(f"vidattn: a layer would run dense although strict=True: {reason}")
+        return None
+    return attention(query, key, value, decision.pattern, decision.layout, scale=scale, backend=slot.spec.backend)
+
+
+def _dispatch_router(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    attention_kwargs: dict[str, Any] | None = None,
+    *,
+    backend: Any = None,
+    parallel_config: Any = None,
+) -> Tensor:
+    slot = CURRENT.slot
+    if slot is not None:
+        reason = "the call is causal" if is_causal else ""
+        if parallel_config is not None:
+            reason = "context parallelism splits the sequence"
+        result = _turn(slot, query, key, value, attn_mask, dropout_p, scale, reason)
+        if result is not None:
+            return result
+    return _original_dispatch(  # type: ignore[misc]
+        query,
+        key,
+        value,
+        attn_mask=attn_mask,
+        dropout_p=dropout_p,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
+        attention_kwargs=attention_kwargs,
+        backend=backend,
+        parallel_config=parallel_config,
+    )
+
+
+def _sdpa_router(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    slot = CURRENT.slot
+    if slot is not None and query.ndim == 4:
+        q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        result = _turn(slot, q, k, v, attn_mask, dropout_p, scale, "the call is causal" if is_causal else "")
+        if result is not None:
+            return result.transpose(1, 2)
+    # looked up at call time, so that somebody else's replacement of torch's function is honoured
+    return functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=attn_mask,
+        dropout_p=dropout_p,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
+    )
+
+
+def _functional_view() -> types.ModuleType:
+    """torch.nn.functional as the processors see it: all of it, with one function routed."""
+    view = types.ModuleType("vidattn_functional")
+    view.__dict__.update({k: v for k, v in vars(functional).items() if not k.startswith("__")})
+    view.scaled_dot_product_attention = _sdpa_router  # type: ignore[attr-defined]
+    return view
+
+
+_VIEW = _functional_view()
+
+
+def _rebind(namespace: dict[str, Any], name: str, old: Any, new: Any) -> None:
+    if namespace.get(name) is old:
+        namespace[name] = new
+        _rebound.append((namespace, name, old, new))
+
+
+def _cover_namespace(module: str) -> None:
+    namespace = vars(sys.modules[module]) if module in sys.modules else {}
+    if module != "diffusers.models.attention_dispatch":
+        _rebind(namespace, _DISPATCH, _original_dispatch, _dispatch_router)
+    _rebind(namespace, "F", functional, _VIEW)
+
+
+def _shim(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def call(self: Any, attn: Any, *args: Any, **kwargs: Any) -> Any:
+        slot = getattr(attn, SLOT, None)
+        if slot is None:
+            return original(self, attn, *args, **kwargs)
+        if not torch.compiler.is_compiling():
+            return _watched(original, self, attn, slot, args, kwargs)
+        outer = CURRENT.slot
+        CURRENT.slot = slot
+        try:
+            return original(self, attn, *args, **kwargs)
+        finally:
+            CURRENT.slot = outer
+
+    return call
+
+
+def _watched(original: Callable, processor: Any, attn: Any, slot: Slot, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The processor's call, noting for the report whether attention came by."""
+    outer = CURRENT.slot, CURRENT.layer, CURRENT.reached, CURRENT.missed
+    CURRENT.slot, CURRENT.layer, CURRENT.reached, CURRENT.missed = slot, attn.__dict__.get(LAYER), False, ""
+    try:
+        result = original(processor, attn, *args, **kwargs)
+        if not CURRENT.reached and slot.decision is not None and CURRENT.layer is not None:
+            CURRENT.layer.bypassed(slot, slot.decision, CURRENT.missed or bypass_reason(processor))
+        return result
+    finally:
+        CURRENT.slot, CURRENT.layer, CURRENT.reached, CURRENT.missed = outer
+
+
+def bypass_reason(processor: Any) -> str:
+    """The reason for dense attention under a processor that calls neither of the two functions."""
+    return f"{type(processor).__name__} computes attention in its own way"
+
+
+def cover(processor: Any) -> None:
+    """Make sure that calls of this processor are seen. Cheap when its class is known."""
+    cls = type(processor)
+    if cls in _covered:
+        return
+    _covered.add(cls)
+    name = "__call__"
+    owner = next((c for c in cls.__mro__ if name in vars(c) and c is not nn.Module), None)
+    if owner is None and isinstance(processor, nn.Module):
+        name = "forward"
+        owner = next((c for c in cls.__mro__ if name in vars(c) and c is not nn.Module), None)
+    if owner is None:
+        return
+    if owner not in _shims:
+        original = vars(owner)[name]
+        shim = _shim(original)
+        _shims[owner] = (name, original, shim)
+        setattr(owner, name, shim)
+    _cover_namespace(owner.__module__)
+
+
+def install() -> None:
+    """Rebind the names in diffusers' attention modules. Does nothing the second time."""
+    global _original_dispatch
+    from diffusers.models import attention_dispatch, attention_processor  # noqa: F401
+
+    if _original_dispatch is None:
+        _original_dispatch = attention_dispatch.dispatch_attention_fn
+
+
+def uninstall() -> None:
+    """Undo all that :func:`install` and :func:`cover` did, except where somebody has since put something else."""
+    for namespace, name, old, new in _rebound:
+        if namespace.get(name) is new:
+            namespace[name] = old
+    for owner, (name, original, shim) in _shims.items():
+        if vars(owner).get(name) is shim:
+            setattr(owner, name, original)
+    _rebound.clear()
+    _shims.clear()
+    _covered.clear()

@@ -1,0 +1,75 @@
+"""What an attention module carries while it is patched, and what the current thread is doing.
+
+Compiled graphs read the objects here. Layers that run the same way share one :class:`Slot`, because dynamo would compile
+a graph per layer if they did not; and a step number or a layer's name is never read where it can be traced.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from vidattn.layout import TokenLayout
+from vidattn.patches.presets import Rule
+from vidattn.patterns import Pattern
+
+SLOT = "_vidattn_slot"
+"""Attribute of a patched attention module: its :class:`Slot`."""
+LAYER = "_vidattn_layer"
+"""Attribute of a patched attention module: its name and log, read only outside compiled graphs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """How the layers of one slot run during one forward.
+
+    ``pattern`` None means dense, through the model's own attention, for ``reason``; ``fallback`` says that this was not
+    asked for. ``steps`` names the step class that the forward belongs to.
+    """
+
+    layout: TokenLayout | None
+    pattern: Pattern | None
+    density: float
+    steps: str
+    backend: str = ""
+    reason: str = ""
+    fallback: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class SlotSpec:
+    """What is fixed when a model is patched: how to find the pattern, for which group of layers, and who runs it."""
+
+    rule: Rule
+    group: Any
+    backend: str
+    strict: bool
+
+
+class Slot(threading.local):
+    """A :class:`SlotSpec` and the decision for the forward that this thread is running.
+
+    ``threading.local`` runs ``__init__`` once per thread, so that ``decision`` exists before a graph first reads it.
+    """
+
+    def __init__(self, spec: SlotSpec) -> None:
+        self.spec = spec
+        self.decision: Decision | None = None
+
+    def __reduce__(self) -> tuple[type[Slot], tuple[SlotSpec]]:
+        return Slot, (self.spec,)
+
+
+class Current(threading.local):
+    """The attention module that this thread is inside of."""
+
+    def __init__(self) -> None:
+        self.slot: Slot | None = None
+        self.layer: Any = None  # LayerLog, outside compiled graphs
+        self.reached = False  # whether the layer called attention on its grid
+        self.missed = ""  # why a call of the layer was none on its grid
+
+
+CURRENT = Current()
