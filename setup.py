@@ -1,7 +1,7 @@
 """Ships the demo model inside the wheel; everything else is in pyproject.toml.
 
-Where the checkout holds demos/models/emoji-flux, the wheel holds it as vidattn/_models/emoji-flux, so that
-`vidattn generate` works after `pip install vidattn` with no hub. Where it doesn't, the wheel is built without.
+Where the checkout holds demos/models/emoji-flux, the wheel holds it as vidattn/_models/emoji-flux, so
+that `vidattn generate` works after `pip install vidattn` with no hub. Otherwise the wheel goes without.
 """
 
 import shutil
@@ -15,7 +15,7 @@ SHIPPED = {"emoji-flux": ROOT / "demos" / "models" / "emoji-flux"}
 
 
 class BuildWithModels(build_py):
-    """build_py that also copies the demo models (an editable install reads them from the checkout instead)."""
+    """build_py that also copies the demo models; an editable install reads them from the checkout."""
 
     def run(self):
         super().run()

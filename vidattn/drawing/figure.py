@@ -1,0 +1,129 @@
+"""The three panels of a pattern: one query's keys, one tile's key boxes, the whole matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vidattn.drawing.colors import FULL, PARTIAL, QUERY, SEEN, SOME, TEXT, UNSEEN, WASTED, Color
+from vidattn.drawing.frames import FrameView
+from vidattn.drawing.numbers import figures_of, matrix, number_of, sees, tile_of, tokens_of, volume
+from vidattn.drawing.sheet import Panel, compose
+from vidattn.layout import Grid, TokenLayout
+from vidattn.patterns import Pattern
+from vidattn.plan import Plan
+
+_SIDE = 440
+
+
+def draw_pattern(pattern: Pattern, layout: TokenLayout, query: Grid | None = None) -> Image.Image:
+    """One sheet with what ``query`` sees, what its tile visits, and the whole matrix.
+
+    Args:
+        pattern: what to draw.
+        layout: the grid, and the text tokens around it.
+        query: (t, y, x) of the query that is followed; the grid's middle when None.
+
+    Raises:
+        ValueError: the query lies outside the grid.
+    """
+    grid = layout.grid
+    query = query or (grid[0] // 2, grid[1] // 2, grid[2] // 2)
+    if any(not 0 <= at < extent for at, extent in zip(query, grid, strict=True)):
+        raise ValueError(f"query={query} lies outside the grid {grid}, whose tokens count from 0")
+    plan = pattern.plan(layout)
+    figures = figures_of(pattern, layout, plan)
+    panels = [
+        _query_panel(pattern, layout, query),
+        _tile_panel(pattern, layout, query, plan),
+        _matrix_panel(pattern, layout),
+    ]
+    tokens = f"{layout.grid_tokens:,} tokens on a grid of {'x'.join(map(str, grid))}"
+    facts = [
+        tokens + (f", {layout.text_tokens} text tokens" if layout.text_tokens else ""),
+        f"density {figures.density:.4f} of all pairs"
+        + (f" ({figures.grid_density:.4f} of the pairs within the grid)" if layout.text_tokens else ""),
+        f"plan: {figures.tiles:,} tiles, {figures.boxes:,} key boxes ({figures.full_boxes:,} full); "
+        f"visits {figures.visited_ratio:.2f} times the pairs that the pattern allows",
+    ]
+    return compose(pattern.to_text(), facts, panels)
+
+
+# ---------------------------------------------------------------------------------------------- panels
+def _query_panel(pattern: Pattern, layout: TokenLayout, query: Grid) -> Panel:
+    grid = layout.grid
+    seen = sees(pattern, grid, torch.tensor([number_of(query, grid)]))[0].view(grid).numpy()
+    colors = _fill(grid, UNSEEN)
+    colors[seen] = SEEN
+    colors[query] = QUERY
+    view = FrameView(grid, query[0], _SIDE)
+    place = ", ".join(
+        f"{axis}={at}" for axis, at in zip("tyx", query, strict=True) if grid["tyx".index(axis)] > 1
+    )
+    legend = [
+        (QUERY, f"the query ({place})"),
+        (SEEN, f"keys it sees: {int(seen.sum()):,} of {layout.grid_tokens:,}"),
+    ]
+    legend.append((UNSEEN, "keys it does not see"))
+    return Panel(view.draw(colors), "What one query sees", view.note() + _text_note(layout), legend)
+
+
+def _tile_panel(pattern: Pattern, layout: TokenLayout, query: Grid, plan: Plan) -> Panel:
+    grid = layout.grid
+    tile = tile_of(plan, number_of(query, grid))
+    queries = tokens_of(tile, plan)
+    share = sees(pattern, grid, queries).double().mean(0)
+    colors = _fill(grid, UNSEEN).reshape(-1, 3)
+    for box in tile.boxes:
+        keys = tokens_of(box, plan)
+        if box.full:
+            colors[keys.numpy()] = FULL
+        else:
+            colors[keys.numpy()] = _blend(SOME, PARTIAL, share[keys].numpy())
+            colors[keys[share[keys] == 0].numpy()] = WASTED
+    colors[queries.numpy()] = QUERY
+    visited = sum(volume(box.size) for box in tile.boxes)
+    full = sum(volume(box.size) for box in tile.boxes if box.full)
+    view = FrameView(grid, query[0], _SIDE)
+    legend = [
+        (QUERY, f"the tile of that query: {len(queries)} queries (they are keys too)"),
+        (FULL, f"full boxes, no mask needed: {full:,} keys"),
+        (PARTIAL, f"partial boxes, masked: {visited - full:,} keys, deeper where more see them"),
+        (WASTED, "visited for nothing: in a partial box, but no query sees it"),
+        (UNSEEN, "not visited"),
+    ]
+    return Panel(
+        view.draw(colors.reshape(*grid, 3)), "What its tile visits", view.note() + _text_note(layout), legend
+    )
+
+
+def _matrix_panel(pattern: Pattern, layout: TokenLayout) -> Panel:
+    share, exact = matrix(pattern, layout, min(_SIDE, layout.tokens))
+    colors = _blend(UNSEEN, SEEN, share)
+    side = len(share)
+    before, after = (round(n * side / layout.tokens) for n in (layout.text_before, layout.text_after))
+    for edge in (slice(0, before), slice(side - after, side)):
+        colors[edge], colors[:, edge] = TEXT, TEXT
+    image = Image.fromarray(colors.astype(np.uint8))
+    image = image.resize((side * max(1, _SIDE // side),) * 2, Image.Resampling.NEAREST)
+    legend = [(SEEN, "seen; paler where a pixel holds unseen pairs too"), (UNSEEN, "not seen")]
+    if layout.text_tokens:
+        legend.append((TEXT, "text: sees all and is seen by all"))
+    caption = [f"rows are queries, columns keys, raster order; {layout.tokens / side:.3g} tokens a pixel"]
+    if not exact:
+        caption.append("drawn from a sample of the rows")
+    return Panel(image, "The whole matrix", caption, legend)
+
+
+def _fill(grid: Grid, color: Color) -> np.ndarray:
+    return np.full((*grid, 3), color, dtype=np.uint8)
+
+
+def _blend(low: Color, high: Color, share: np.ndarray) -> np.ndarray:
+    share = share[..., None]
+    return np.rint(np.array(low) * (1 - share) + np.array(high) * share)
+
+
+def _text_note(layout: TokenLayout) -> list[str]:
+    return [f"and all {layout.text_tokens} text tokens"] if layout.text_tokens else []
