@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vidattn.backends import resolve
 from vidattn.layout import TokenLayout
-from vidattn.ops import attention_op, encode_pattern
+from vidattn.ops import attention_op
 from vidattn.patterns import Full, Pattern
 
 
@@ -82,7 +82,7 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """The custom op on checked arguments; keys beyond ``layout.tokens`` are extra tokens that every query sees."""
     text = (layout.text_before, layout.text_after)
-    return attention_op(query, key, value, head_scale, valid, encode_pattern(pattern), layout.grid, text, scale)
+    return attention_op(query, key, value, head_scale, valid, pattern.encoded, layout.grid, text, scale)
 
 
 def _dense(

@@ -1,12 +1,11 @@
 """The attention operator as ``torch.library`` custom ops: opaque to ``torch.compile``, with fakes and autograd.
 
-A pattern crosses the border as its JSON text, so that one graph serves every size when shapes are dynamic, and prompts of
+A pattern crosses the border as its text form, so that one graph serves every size when shapes are dynamic, and prompts of
 every length (``text_valid`` is a tensor).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -17,17 +16,12 @@ from torch import Tensor
 from vidattn.backends import tiles
 from vidattn.backends.problem import Problem
 from vidattn.layout import TokenLayout
-from vidattn.patterns import Pattern, from_dict
-
-
-def encode_pattern(pattern: Pattern) -> str:
-    """The pattern as the ops take it."""
-    return json.dumps(pattern.to_dict(), sort_keys=True)
+from vidattn.patterns import Pattern, from_text
 
 
 @lru_cache(maxsize=512)
 def _decode_pattern(text: str) -> Pattern:
-    return from_dict(json.loads(text))
+    return from_text(text)
 
 
 def _problem(

@@ -32,6 +32,8 @@ def forward(problem: Problem, query: Tensor, key: Tensor, value: Tensor) -> tupl
     batch, tokens, heads, _ = query.shape
     out = query.new_empty(batch, tokens, heads, value.shape[-1])
     lse = torch.empty(batch, tokens, heads, dtype=accum, device=query.device)
+    if batch == 0:
+        return out, lse
     fused = query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
     run = _fused if fused else _explicit
     for part in _batches(problem, query, key, value, query.dtype if fused else accum):
@@ -141,6 +143,8 @@ def backward(
     accum = accumulation_dtype(query.dtype)
     batch, _, heads, _ = query.shape
     grads = [torch.zeros(t.shape, dtype=accum, device=t.device) for t in (query, key, value)]
+    if batch == 0:
+        return query.clone(), key.clone(), value.clone()
     # d score = p * (dp - delta): delta is what the row's softmax takes back, less what the log-sum-exp asks for
     delta = (out.to(accum) * grad_out.to(accum)).sum(-1) - grad_lse.to(accum)
     for part in _batches(problem, query, key, value, accum):

@@ -25,6 +25,13 @@ class Pattern:
     """
 
     name: ClassVar[str]
+    encoded: ClassVar[str]
+    """The text form with every parameter, made at construction so that ``torch.compile`` meets a constant."""
+
+    def __post_init__(self) -> None:
+        values = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        text = ",".join(f"{n}={value_text(v)}" for n, v in values if v is not None)
+        object.__setattr__(self, "encoded", f"{self.name}:{text}")
 
     # ------------------------------------------------------------------ what a pattern defines
     def allowed(self, query: Coordinates, key: Coordinates, grid: Grid) -> Tensor:
@@ -103,16 +110,17 @@ class Pattern:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value != field.default:
-                parts.append(f"{field.name}={_value_text(value)}")
+                parts.append(f"{field.name}={value_text(value)}")
         return self.name + (":" + ",".join(parts) if parts else "")
 
     def __str__(self) -> str:
         return self.to_text()
 
 
-def _value_text(value: object) -> str:
+def value_text(value: object) -> str:
+    """A parameter as the text form has it."""
     if isinstance(value, tuple):
-        return "x".join(_value_text(v) for v in value)
+        return "x".join(value_text(v) for v in value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -45,6 +45,7 @@ class Disc(Pattern):
             raise ValueError(f"radius={self.radius!r}: must be a number of tokens greater than 0")
         if self.radius == int(self.radius):
             object.__setattr__(self, "radius", int(self.radius))
+        super().__post_init__()
 
     @property
     def _limit(self) -> int:

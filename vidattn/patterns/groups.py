@@ -49,6 +49,7 @@ class Groups(Pattern):
             raise ValueError(f"cross={self.cross!r}: must be 'planes' or 'lines'")
         if not is_int(self.reach) or self.reach < 0:
             raise ValueError(f"reach={self.reach!r}: must be an integer of at least 0")
+        super().__post_init__()
 
     def group_size(self, grid: Grid) -> Grid:
         """Tokens of an inner group, cut to the grid."""

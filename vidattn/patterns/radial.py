@@ -61,6 +61,7 @@ class Radial(Pattern):
             raise ValueError(f"sink={self.sink!r}: must be True or False")
         if not is_int(self.block) or self.block < 1:
             raise ValueError(f"block={self.block!r}: must be an integer of at least 1")
+        super().__post_init__()
 
     @property
     def _unit(self) -> int:

@@ -128,6 +128,7 @@ class Neighborhood(WindowPattern):
         for axis, stride, window in zip("thw", per_axis(self.stride, 1), per_axis(self.window, free), strict=True):
             if stride > window:
                 raise ValueError(f"stride={self.stride!r}: larger than window={self.window!r} on axis {axis}")
+        super().__post_init__()
 
     def rules(self, grid: Grid) -> tuple[AxisRule, AxisRule, AxisRule]:
         causal = (self.causal,) * 3 if isinstance(self.causal, bool) else self.causal
@@ -166,6 +167,7 @@ class SlidingWindow(WindowPattern):
             if isinstance(value, tuple) and len(value) != 2:
                 raise ValueError(f"{field}={value!r}: give an integer or (h, w); the window spans all frames")
             object.__setattr__(self, field, value)
+        super().__post_init__()
 
     def window(self) -> tuple[int, int]:
         """(h, w) of the window in tokens, before it is cut to a grid."""
