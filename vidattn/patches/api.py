@@ -54,26 +54,31 @@ def patch(
 ) -> Handle:
     """Let the self-attention of a diffusers pipeline or model follow a pattern.
 
-    It then works at any size, chosen per call, without patching again. Cross-attention is never touched, nor are weights
-    (but for ``weights``), state dicts or configs. Patching again replaces the patch before. When anything is wrong with
-    the arguments, nothing is changed.
+    It then works at any size, chosen per call, without patching again. Cross-attention is never touched, nor
+    are weights (but for ``weights``), state dicts or configs. Patching again replaces the patch before. When
+    anything is wrong with the arguments, nothing is changed.
 
     Args:
-        pipe_or_model: a diffusers pipeline (all its supported models are patched) or a model; see ``supported()``.
-        pattern: a ``vidattn.patterns.Pattern``; its text form (``"neighborhood:window=17x17"``); a preset's name
-            (``"neighborhood"``, ``"sliding"``, ``"clear"``, ``"grat-b"``, ``"grat-x"``, ``"radial"``, ``"full"``), with
-            defaults chosen for the model and the grid; a dictionary ``{layer name glob: pattern or None}``, where the
-            first match counts and layers without one stay dense; or the path of a JSON recipe with arguments of
-            this function.
-        weights: a .safetensors file with tensors of the model, for preset "clear"; they are taken out by ``unpatch``.
-        dense_steps: how many steps at the beginning of each run stay dense. A pipeline's scheduler tells the position;
-            on a model of its own a step is a change of the timestep's value, and a run begins where it goes up.
+        pipe_or_model: a diffusers pipeline (all its supported models are patched) or a model; see
+            ``supported()``.
+        pattern: a ``vidattn.patterns.Pattern``; its text form (``"neighborhood:window=17x17"``); a preset's
+            name (``"neighborhood"``, ``"sliding"``, ``"clear"``, ``"grat-b"``, ``"grat-x"``, ``"radial"``,
+            ``"full"``), with defaults chosen for the model and the grid; a dictionary ``{layer name glob:
+            pattern or None}``, where the first match counts and layers without one stay dense; or the path of
+            a JSON recipe with arguments of this function.
+        weights: a .safetensors file with tensors of the model, for preset "clear"; they are taken out by
+            ``unpatch``.
+        dense_steps: how many steps at the beginning of each run stay dense. A pipeline's scheduler tells the
+            position; on a model of its own a step is a change of the timestep's value, and a run begins where
+            it goes up.
         dense_last_steps: how many steps at the end; needs a pipeline.
-        dense_layers: numbers (among the self-attention layers, in the order they run; -1 is the last) or name globs.
-        min_tokens: least grid tokens for sparse attention. "auto": 1024 on CPU and 4096 on other devices, and dense also
-            where the pattern's density is over 0.7. A number is the only rule.
+        dense_layers: numbers (among the self-attention layers, in the order they run; -1 is the last) or name
+            globs.
+        min_tokens: least grid tokens for sparse attention. "auto": 1024 on CPU and 4096 on other devices, and
+            dense also where the pattern's density is over 0.7. A number is the only rule.
         backend: who computes: "auto", or a name that ``vidattn.attention`` takes.
-        strict: raise where a layer would fall back to dense attention, instead of noting the reason in the report.
+        strict: raise where a layer would fall back to dense attention, instead of noting the reason in the
+            report.
         **preset_options: the preset's parameters, such as ``radius=16``.
 
     Returns:
@@ -115,8 +120,8 @@ def _prepare(targets: list[Target], settings: Settings, pipe: Any) -> list[Model
     """The patches of all models, complete but not attached."""
     if settings.dense_last_steps and getattr(getattr(pipe, "scheduler", None), "timesteps", None) is None:
         raise ValueError(
-            f"dense_last_steps={settings.dense_last_steps}: a model on its own does not know how many steps a run has;"
-            " patch the pipeline"
+            f"dense_last_steps={settings.dense_last_steps}: a model on its own does not know how many steps a"
+            " run has; patch the pipeline"
         )
     planned = plan_rules(targets, settings.pattern, settings.dense_layers, settings.options)
     weights = read_weights(settings.weights, targets[0].model) if settings.weights is not None else None
@@ -133,7 +138,7 @@ def _prepare(targets: list[Target], settings: Settings, pipe: Any) -> list[Model
 
 
 def unpatch(pipe_or_model: Any) -> None:
-    """Undo ``patch`` exactly: outputs, attributes and weights are what they were. Nothing happens if there is no patch.
+    """Undo ``patch``: outputs, attributes and weights are what they were. Without a patch nothing happens.
 
     Raises:
         TypeError: neither a pipeline nor a model.

@@ -25,7 +25,9 @@ class _Carrying:
         self.original, self.slots = original, slots
 
     def __call__(self, block: Callable, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # a compiled graph recomputes with the values that it was traced with
+        if (
+            torch.compiler.is_compiling()
+        ):  # a compiled graph recomputes with the values that it was traced with
             return self.original(block, *args, **kwargs)
         decisions = [slot.decision for slot in self.slots]
 

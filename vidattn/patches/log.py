@@ -31,7 +31,7 @@ class RunLog:
         return RunLog, ()  # a copied model has run nothing yet
 
     def forward(self, run: int, decisions: list[Decision]) -> None:
-        """Count one forward; ``decisions`` are those of the slots. Another ``run`` than before clears the log."""
+        """Count one forward with the slots' decisions. Another ``run`` than before clears the log."""
         with self.lock:
             if run != self.run:
                 self.run = run
@@ -53,7 +53,7 @@ class LayerLog:
     log: RunLog
 
     def called(self, decision: Decision, reason: str) -> None:
-        """Attention over the grid came by: sparse when the decision has a pattern and there is no ``reason``."""
+        """Attention over the grid came by; it was dense if ``reason`` says so or there is no pattern."""
         with self.log.lock:
             outcome = self.log.outcome(self.name, decision)
             if reason or decision.pattern is None:

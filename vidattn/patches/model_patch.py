@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from vidattn.patches.checkpointing import keep_decisions, release_decisions
 from vidattn.patches.families import Arguments, Family, GridUnreadable, Layer, Reading
 from vidattn.patches.log import LayerLog, RunLog
 from vidattn.patches.settings import Settings
-from vidattn.patches.slots import LAYER, SLOT, Decision, Slot
+from vidattn.patches.slots import LAYER, SLOT, Decision, Slot, SlotSpec
 from vidattn.patches.steps import ALL, MIDDLE, StepClock
 from vidattn.patches.weights import SwappedWeights
 from vidattn.patterns import Full
@@ -28,8 +27,8 @@ from vidattn.patterns import Full
 PATCH = "_vidattn_patch"
 """Attribute of a patched model: its :class:`ModelPatch`."""
 
-# Sparse attention has costs of its own; under so many grid tokens dense attention is as fast. A coarse rule until the
-# cost model comes: at 512 px a picture has 1024 tokens in FLUX and 4096 in the upper level of SD.
+# Sparse attention has costs of its own; under so many grid tokens dense attention is as fast. A coarse rule
+# until the cost model comes: at 512 px a picture has 1024 tokens in FLUX and 4096 in the upper level of SD.
 MIN_TOKENS = {"cpu": 1024, "cuda": 4096}
 DENSE_ENOUGH = 0.7
 """Density above which min_tokens="auto" takes dense attention."""
@@ -173,7 +172,8 @@ class ModelPatch:
         if auto and density > DENSE_ENOUGH:
             return dense(f"{pattern} has density {density:.2f}, over {DENSE_ENOUGH}", fallback=True)
         backend, _ = backends.resolve(slot.spec.backend, pattern, layout)
-        return Decision(layout, pattern, density, steps, backend, note=note)
+        text_first = layout.text_before > 0
+        return Decision(layout, pattern, density, steps, backend, note=note, text_first=text_first)
 
     def _be_strict(self, decisions: list[Decision]) -> None:
         for slot, decision in zip(self.slots, decisions, strict=True):
@@ -184,10 +184,10 @@ class ModelPatch:
 
 
 class ForwardHook:
-    """Forward pre-hook of a patched model. An object, not a function, so that copies of the model copy it with it.
+    """Forward pre-hook of a patched model; an object, so that copies of the model copy it with it.
 
-    As a hook of the outermost module it runs outside the graph under ``torch.compile(model)``, ``model.compile()`` and
-    ``compile_repeated_blocks()``, with fullgraph too.
+    As a hook of the outermost module it runs outside the graph under ``torch.compile(model)``,
+    ``model.compile()`` and ``compile_repeated_blocks()``, with fullgraph too.
     """
 
     def __init__(self, patch: ModelPatch) -> None:
@@ -195,13 +195,15 @@ class ForwardHook:
 
     @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self.patch.prepare(module, {**dict(zip(_parameters(type(module)), args, strict=False)), **kwargs})
+        self.patch.prepare(
+            module, {**dict(zip(_parameters(cast(Any, type(module))), args, strict=False)), **kwargs}
+        )
 
 
 @lru_cache(maxsize=64)
-def _parameters(cls: type) -> tuple[str, ...]:
+def _parameters(cls: Any) -> tuple[str, ...]:
     """Names of a model's forward parameters, self left out."""
-    return tuple(inspect.signature(inspect.unwrap(cls.forward)).parameters)[1:]  # type: ignore[attr-defined]
+    return tuple(inspect.signature(inspect.unwrap(cls.forward)).parameters)[1:]
 
 
 def patch_of(model: nn.Module) -> ModelPatch | None:
@@ -215,8 +217,10 @@ def _register(patch: ModelPatch) -> None:
         _live.add(patch)
 
 
-def share_slots(layers: list[Layer], specs: list[Hashable]) -> tuple[list[Planned], list[Slot]]:
+def share_slots(layers: list[Layer], specs: list[SlotSpec]) -> tuple[list[Planned], list[Slot]]:
     """One slot for each different spec."""
-    slots: dict[Hashable, int] = {}
-    planned = [Planned(layer, slots.setdefault(spec, len(slots))) for layer, spec in zip(layers, specs, strict=True)]
-    return planned, [Slot(spec) for spec in slots]  # type: ignore[arg-type]
+    slots: dict[SlotSpec, int] = {}
+    planned = [
+        Planned(layer, slots.setdefault(spec, len(slots))) for layer, spec in zip(layers, specs, strict=True)
+    ]
+    return planned, [Slot(spec) for spec in slots]

@@ -1,7 +1,7 @@
 """The table of presets: a name, a pattern class, and defaults chosen for the grid at hand.
 
-A :class:`Rule` gives the pattern for a grid: a fixed one, a preset's, or none (dense). Presets are resolved per grid at
-call time, so that one patch serves every size.
+A :class:`Rule` gives the pattern for a grid: a fixed one, a preset's, or none (dense). Presets are resolved
+per grid at call time, so that one patch serves every size.
 """
 
 from __future__ import annotations
@@ -11,7 +11,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vidattn.layout import Grid
-from vidattn.patterns import PATTERNS, Disc, Full, Groups, Neighborhood, Pattern, Radial, SlidingWindow, from_text
+from vidattn.patterns import (
+    PATTERNS,
+    Disc,
+    Full,
+    Groups,
+    Neighborhood,
+    Pattern,
+    Radial,
+    SlidingWindow,
+    from_text,
+)
 from vidattn.patterns.text import nearest
 
 Native = tuple[int, int]
@@ -19,7 +29,7 @@ Native = tuple[int, int]
 
 
 def _quarter(side: int) -> int:
-    """About a quarter of a side, odd so that it has a middle, at least 9 so that small grids keep a neighbourhood."""
+    """About a quarter of a side: odd, to have a middle, and at least 9, for small grids' sake."""
     return max(9, 2 * round((side / 4 - 1) / 2) + 1)
 
 
@@ -63,31 +73,40 @@ def _nothing(grid: Grid, native: Native) -> dict[str, Any]:
     return {}
 
 
-_OURS = "a quarter of each spatial side, odd, at least 9; all frames: 1/16 of the pairs on large grids (our choice)"
-_GRAT = "groups of 256 tokens, 16x16 or 4x8x8, as the authors' (image_highres.md 3.1)"
+_OURS = "a quarter of each spatial side, odd, at least 9; all frames: 1/16 of the pairs of large grids"
+_GRAT = "groups of 256 tokens, 16x16 or 4x8x8, as the authors' (arXiv 2505.14687)"
 
 PRESETS: dict[str, Preset] = {
     "full": Preset(Full, _nothing, "the model's own attention"),
     "dense": Preset(Full, _nothing, "the same as full"),
     "neighborhood": Preset(Neighborhood, _window, _OURS),
     "sliding": Preset(
-        SlidingWindow, lambda grid, native: {"base": native}, "the window of the training size (image_highres.md 4.1)"
+        SlidingWindow,
+        lambda grid, native: {"base": native},
+        "the window of the training size (FreeSwim, arXiv 2511.14712)",
     ),
     "clear": Preset(
-        Disc, lambda grid, native: {"radius": 16}, "the middle one of the released checkpoints, 8, 16 and 32 "
-        "(image_highres.md 1.1)", kinds=("image",)
+        Disc,
+        lambda grid, native: {"radius": 16},
+        "the middle one of the released checkpoints, 8, 16 and 32 (arXiv 2412.16112)",
+        kinds=("image",),
     ),
     "grat-b": Preset(Groups, _group, _GRAT + "; neighbouring groups", fixed={"region": "blocks"}),
-    "grat-x": Preset(Groups, _group, _GRAT + "; groups of the same row, column or frame", fixed={"region": "cross"}),
+    "grat-x": Preset(
+        Groups, _group, _GRAT + "; groups of the same row, column or frame", fixed={"region": "cross"}
+    ),
     "radial": Preset(
-        Radial, _nothing, "the paper's rule, with the sink that its figures need (video_sparse.md 1)", kinds=("video",)
+        Radial,
+        _nothing,
+        "the paper's rule, with the sink that its figures need (arXiv 2506.19852)",
+        kinds=("video",),
     ),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How the pattern of a layer is found: ``pattern``, or ``preset`` with ``options``, or dense because of ``dense``."""
+    """How a layer's pattern is found: ``pattern``, ``preset`` with ``options``, or none, as ``dense`` says."""
 
     pattern: Pattern | None = None
     preset: str = ""
@@ -118,8 +137,8 @@ def preset_rule(name: str, options: Mapping[str, Any], kind: str, native: Native
     """The rule of a preset, its options tried out.
 
     Raises:
-        ValueError: an option that the preset does not have, a value that its pattern refuses, or a family that it is
-            not for.
+        ValueError: an option that the preset does not have, a value that its pattern refuses, or a family
+            that it is not for.
     """
     preset = PRESETS[name]
     allowed = preset.options()
@@ -129,7 +148,7 @@ def preset_rule(name: str, options: Mapping[str, Any], kind: str, native: Native
             raise ValueError(f"preset {name!r} has no option {key!r}; its options are: {listed}")
     if kind not in preset.kinds:
         others = ", ".join(sorted(n for n, p in PRESETS.items() if kind in p.kinds))
-        raise ValueError(f"preset {name!r} is for {' and '.join(preset.kinds)} models; for {kind} models there are: {others}")
+        raise ValueError(f"preset {name!r} is for {' and '.join(preset.kinds)} models; for {kind}: {others}")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     preset.pattern((1, 64, 64) if kind == "image" else (16, 32, 32), native, values)
     return Rule(preset=name, options=tuple(sorted(values.items())), native=native)

@@ -1,4 +1,4 @@
-"""What a patched pipeline did: per layer and step class the pattern, grid, density, backend, or why it was dense."""
+"""What a patched pipeline did, per layer and step class: pattern, density, backend, or why it was dense."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from vidattn.patches.slots import Decision
 from vidattn.patches.steps import ALL, FIRST, LAST
 from vidattn.patches.targets import modules_of
 
+_COLUMNS = ("model", "layers", "steps", "grid", "text", "pattern", "density", "backend", "forwards", "why")
+
 
 @dataclass(frozen=True)
 class LayerReport:
     """One layer in one step class at one size.
 
-    ``density`` is the share of query-key pairs computed, 1.0 when dense; ``reason`` says why it was dense, or why only
-    some calls were sparse; ``forwards`` counts the model's forwards. ``grid`` is (T, H, W), or None when unknown.
+    ``density`` is the share of query-key pairs computed, 1.0 when dense; ``reason`` says why it was dense, or
+    why only some calls were sparse; ``forwards`` counts the model's forwards. ``grid`` is (T, H, W), or None
+    when unknown.
     """
 
     model: str
@@ -36,9 +39,10 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """The latest run of a patched pipeline. ``str()`` is a table; ``density`` is that of all attention of the run.
+    """The latest run of a patched pipeline. ``str()`` is a table; ``density`` is that of the whole run.
 
-    ``layers`` is empty before the first forward; ``planned`` then tells the pattern of each layer as it was given.
+    ``layers`` is empty before the first forward; ``planned`` then tells the pattern of each layer as it was
+    given.
     """
 
     patched: bool
@@ -60,8 +64,14 @@ class Report:
                 notes += [d.note for _, d in patch.log.forwards if d.note]
         total = sum(weight for _, weight in rows)
         density = sum(row.density * weight for row, weight in rows) / total if total else None
-        planned = [(p.component or p.family.name, x.layer.name, str(p.slots[x.slot].spec.rule)) for p in patches for x in p.planned]
-        return Report(bool(patches), tuple(r for r, _ in rows), tuple(planned), tuple(dict.fromkeys(notes)), density)
+        planned = [
+            (p.component or p.family.name, x.layer.name, str(p.slots[x.slot].spec.rule))
+            for p in patches
+            for x in p.planned
+        ]
+        return Report(
+            bool(patches), tuple(r for r, _ in rows), tuple(planned), tuple(dict.fromkeys(notes)), density
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON would hold it."""
@@ -77,23 +87,23 @@ class Report:
         if not self.patched:
             return "not patched"
         if not self.layers:
-            lines = _folded([((m, p), n) for m, n, p in self.planned])
-            head = "patched; no forward yet"
-            return "\n".join([head, *_table([("model", "layers", "pattern"), *((k[0], n, k[1]) for k, n in lines)])])
+            lines = _folded([((model, pattern), layer) for model, layer, pattern in self.planned])
+            body = [(key[0], names, key[1]) for key, names in lines]
+            return "\n".join(["patched; no forward yet", *_table([("model", "layers", "pattern"), *body])])
         rows = _folded([(_key(row), row.layer) for row in self.layers])
-        head = ("model", "layers", "steps", "grid", "text", "pattern", "density", "backend", "forwards", "why dense")
-        body = [(key[0], names, *key[1:]) for key, names in rows]
-        assert self.density is not None
-        last = f"density of the whole run: {self.density:.3f} (1 is dense attention in every layer)"
-        return "\n".join([*_table([head, *body]), *self.notes, last])
+        table = _table([_COLUMNS, *((key[0], names, *key[1:]) for key, names in rows)])
+        run = "unknown" if self.density is None else f"{self.density:.3f}"
+        return "\n".join(
+            [*table, *self.notes, f"density of the whole run: {run} (1 is dense in every layer)"]
+        )
 
 
 def report(pipe_or_model: Any) -> Report:
     """What the latest run of a patched pipeline or model did, layer by layer.
 
-    A pipeline's run begins when its scheduler gets new timesteps; on a model of its own all forwards since ``patch`` are
-    one run (with ``dense_steps``, since the timestep last went up). In compiled graphs calls are not counted: the
-    report then says what was decided before each forward.
+    A pipeline's run begins when its scheduler gets new timesteps; on a model of its own all forwards since
+    ``patch`` are one run (with ``dense_steps``, since the timestep last went up). In compiled graphs calls
+    are not counted: the report then says what was decided before each forward.
 
     Args:
         pipe_or_model: a pipeline or model, patched or not.
@@ -125,7 +135,9 @@ def _rows(patch: ModelPatch) -> list[tuple[LayerReport, float]]:
     return made
 
 
-def _row(patch: ModelPatch, planned: Planned, decision: Decision, outcome: Outcome | None, count: int) -> LayerReport:
+def _row(
+    patch: ModelPatch, planned: Planned, decision: Decision, outcome: Outcome | None, count: int
+) -> LayerReport:
     layout, pattern = decision.layout, decision.pattern
     density, reason = decision.density, decision.reason
     if pattern is not None and outcome is not None and outcome.dense:
@@ -196,4 +208,6 @@ def _fold_names(names: list[str]) -> list[str]:
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]

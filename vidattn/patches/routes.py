@@ -1,9 +1,10 @@
-"""Where a patched layer's attention turns off: the two names through which diffusers computes softmax attention.
+"""Where a patched layer's attention turns off: the two names through which diffusers computes attention.
 
-While at least one model is patched, ``dispatch_attention_fn`` and ``F`` are rebound in the modules that define attention
-processors (torch itself is untouched), and processor classes get a thin ``__call__`` that says which attention module is
-running. Both do nothing for modules without a :class:`~vidattn.patches.slots.Slot`. State never sits on processors:
-loading an IP-Adapter, fusing and ``set_attn_processor`` swap them, and some models share one.
+While at least one model is patched, ``dispatch_attention_fn`` and ``F`` are rebound in the modules that
+define attention processors (torch itself is untouched), and processor classes get a thin ``__call__`` that
+says which attention module is running. Both do nothing for modules without a
+:class:`~vidattn.patches.slots.Slot`. State never sits on processors: loading an IP-Adapter, fusing and
+``set_attn_processor`` swap them, and some models share one.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import functools
 import sys
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from vidattn.attention import attention
+from vidattn.layout import TokenLayout
 from vidattn.patches.slots import CURRENT, LAYER, SLOT, Decision, Slot
 
 # Processors that compute attention in some other way, and so never come by here.
@@ -39,49 +41,70 @@ BYPASSING = frozenset(
 )
 
 _DISPATCH = "dispatch_attention_fn"
-_rebound: list[tuple[dict[str, Any], str, Any, Any]] = []  # namespace, name, what stood there, what stands there now
+_rebound: list[
+    tuple[dict[str, Any], str, Any, Any]
+] = []  # namespace, name, what stood there, what stands there now
 _shims: dict[type, tuple[str, Callable, Callable]] = {}  # class: method name, original, shim
 _covered: set[type] = set()
 _original_dispatch: Callable | None = None
 
 
-def _refusal(decision: Decision, query: tuple[int, int], keys: tuple[int, int], mask: Any, dropout: float) -> str:
-    """Why a call on the grid cannot be sparse, or "". Sizes are (length, heads)."""
-    if decision.layout is None or query[0] != decision.layout.tokens:
+def _layout(decision: Decision, length: int) -> TokenLayout | None:
+    """The decision's layout with as much text in front as the call has: one graph for all prompts."""
+    layout = decision.layout
+    if layout is None or not decision.text_first:
+        return layout
+    return TokenLayout(layout.grid, length - layout.grid_tokens - layout.text_after, layout.text_after)
+
+
+def _refusal(layout: TokenLayout | None, query: Tensor, key: Tensor, mask: Any, dropout: float) -> str:
+    """Why a call on the grid cannot be sparse, or ""."""
+    if layout is None or query.shape[1] != layout.tokens:
         return "the sequence length is not that of the token grid"
     if mask is not None:
         return "an attention mask is given"
     if dropout > 0.0:
         return "attention dropout is on"
-    if query[1] != keys[1]:
+    if query.shape[2] != key.shape[2]:
         return "query and key heads differ"
     return ""
 
 
 def _turn(
-    slot: Slot, query: Tensor, key: Tensor, value: Tensor, mask: Any, dropout: float, scale: float | None, reason: str
+    slot: Slot,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    dropout: float,
+    scale: float | None,
+    reason: str,
 ) -> Tensor | None:
-    """The sparse result of one call, (B, S, H, D) as the inputs, or None when the caller shall compute it as ever."""
-    decision = slot.decision
-    if query.shape[1] != key.shape[1]:  # IP-Adapter's second call, cached or foreign keys: not attention over the grid
-        if not torch.compiler.is_compiling():
+    """The sparse result of one call, (B, S, H, D), or None when the caller shall compute it as ever."""
+    decision, compiling = slot.decision, torch.compiler.is_compiling()
+    # IP-Adapter's second call, and cached or foreign keys: not attention over the grid
+    if query.shape[1] != key.shape[1]:
+        if not compiling:
             CURRENT.missed = "its keys are not those of its queries"
         return None
     if decision is None:
         return None
+    layout = _layout(decision, query.shape[1]) if compiling else decision.layout
     if decision.pattern is not None and not reason:
-        reason = _refusal(decision, query.shape[1:3], key.shape[1:3], mask, dropout)
-    if not torch.compiler.is_compiling():
+        reason = _refusal(layout, query, key, mask, dropout)
+    if not compiling:
         CURRENT.reached = True
         if CURRENT.layer is not None:
             CURRENT.layer.called(decision, reason)
-    if decision.pattern is None:
+    if decision.pattern is None or layout is None:
         return None
     if reason:
         if slot.spec.strict:
             raise RuntimeError(f"vidattn: a layer would run dense although strict=True: {reason}")
         return None
-    return attention(query, key, value, decision.pattern, decision.layout, scale=scale, backend=slot.spec.backend)
+    backend = slot.spec.backend
+    result = attention(query, key, value, decision.pattern, layout, scale=scale, backend=backend)
+    return cast(Tensor, result)
 
 
 def _dispatch_router(
@@ -192,7 +215,9 @@ def _shim(original: Callable) -> Callable:
     return call
 
 
-def _watched(original: Callable, processor: Any, attn: Any, slot: Slot, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _watched(
+    original: Callable, processor: Any, attn: Any, slot: Slot, args: tuple, kwargs: dict[str, Any]
+) -> Any:
     """The processor's call, noting for the report whether attention came by."""
     outer = CURRENT.slot, CURRENT.layer, CURRENT.reached, CURRENT.missed
     CURRENT.slot, CURRENT.layer, CURRENT.reached, CURRENT.missed = slot, attn.__dict__.get(LAYER), False, ""
@@ -241,7 +266,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Undo all that :func:`install` and :func:`cover` did, except where somebody has since put something else."""
+    """Undo :func:`install` and :func:`cover`, except where somebody has since put something else."""
     for namespace, name, old, new in _rebound:
         if namespace.get(name) is new:
             namespace[name] = old

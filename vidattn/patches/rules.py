@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-
 from vidattn.patches.families import Family, Layer
 from vidattn.patches.presets import PRESETS, Rule, known_names, preset_rule, preset_text
 from vidattn.patches.targets import Target
@@ -41,7 +40,9 @@ def rule_for(pattern: Any, options: Mapping[str, Any], family: Family, native: t
         if name not in PATTERNS:
             raise ValueError(f"unknown pattern or preset {name!r}: {nearest(name, known_names())}")
     if options:
-        raise ValueError(f"options {', '.join(sorted(options))}: only a preset's name takes options, not {pattern!r}")
+        raise ValueError(
+            f"options {', '.join(sorted(options))}: only a preset's name takes options, not {pattern!r}"
+        )
     if pattern is None:
         return Rule(dense=NO_PATTERN)
     if isinstance(pattern, str):
@@ -67,15 +68,20 @@ def plan_rules(
     """A rule for each layer of each target.
 
     Raises:
-        ValueError, TypeError: as :func:`rule_for`; a glob or a number that fits no layer; a model without layers.
+        ValueError, TypeError: as :func:`rule_for`; a glob or a number that fits no layer; a model without
+            layers.
     """
     layers = [list(t.family.layers(t.model)) for t in targets]
     for target, found in zip(targets, layers, strict=True):
         if not found:
-            raise ValueError(f"{type(target.model).__name__} has no self-attention layer that could be patched")
+            raise ValueError(
+                f"{type(target.model).__name__} has no self-attention layer that could be patched"
+            )
     if is_layer_map(pattern):
         if options:
-            raise ValueError(f"options {', '.join(sorted(options))}: not together with a pattern for each layer")
+            raise ValueError(
+                f"options {', '.join(sorted(options))}: not together with a pattern for each layer"
+            )
         _check_globs(pattern, targets, layers)
     dense = _dense_positions(dense_layers, targets, layers)
     planned = []
@@ -144,9 +150,11 @@ def _dense_positions(
             raise ValueError(f"dense_layers: there is no layer {item}; numbers go from 0 to {longest - 1}")
         for number, (target, found) in enumerate(zip(targets, layers, strict=True)):
             for position, layer in enumerate(found):
-                hit = _matches(item, target, layer) if isinstance(item, str) else item in (position, position - len(found))
+                hit = (
+                    _matches(item, target, layer)
+                    if isinstance(item, str)
+                    else item in (position, position - len(found))
+                )
                 if hit:
                     positions.add((number, position))
     return positions
-
-

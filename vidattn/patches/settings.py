@@ -70,14 +70,16 @@ def _check_count(value: Any, name: str, or_auto: str = "") -> None:
 
 
 def with_recipe(settings: Settings) -> Settings:
-    """``settings`` with those of the recipe file that its pattern names, if it names one; arguments given in the call win.
+    """``settings`` with those of the recipe that its pattern names, if any; arguments of the call win.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is no JSON object with a pattern and arguments of ``patch``.
     """
     pattern = settings.pattern
-    if not isinstance(pattern, os.PathLike) and not (isinstance(pattern, str) and pattern.lower().endswith(".json")):
+    if not isinstance(pattern, os.PathLike) and not (
+        isinstance(pattern, str) and pattern.lower().endswith(".json")
+    ):
         return settings
     path = Path(pattern)
     if not path.is_file():
@@ -88,7 +90,9 @@ def with_recipe(settings: Settings) -> Settings:
     if isinstance(read.weights, str):
         read = replace(read, weights=str(path.parent / read.weights))
     defaults = Settings(None)
-    given = {k: getattr(settings, k) for k in own - {"pattern"} if getattr(settings, k) != getattr(defaults, k)}
+    given = {
+        k: getattr(settings, k) for k in own - {"pattern"} if getattr(settings, k) != getattr(defaults, k)
+    }
     written = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k not in own}
     return replace(read, **given, options={**written, **settings.options})
 
@@ -99,7 +103,9 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"recipe {str(path)!r}: not readable as JSON ({error})") from error
     if not isinstance(data, dict) or "pattern" not in data:
-        raise ValueError(f"recipe {str(path)!r}: must be an object with 'pattern' and other arguments of patch")
+        raise ValueError(
+            f"recipe {str(path)!r}: must be an object with 'pattern' and other arguments of patch"
+        )
     if isinstance(data["pattern"], str) and data["pattern"].lower().endswith(".json"):
         raise ValueError(f"recipe {str(path)!r}: its pattern is another recipe")
     known = {f.name for f in fields(Settings)} - {"options"}
@@ -107,5 +113,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     options = PRESETS[name].options() if name in PRESETS else {}
     for key in data:
         if key not in known and key not in options:
-            raise ValueError(f"recipe {str(path)!r}: unknown argument {key!r}: {nearest(key, [*known, *options])}")
+            raise ValueError(
+                f"recipe {str(path)!r}: unknown argument {key!r}: {nearest(key, [*known, *options])}"
+            )
     return data

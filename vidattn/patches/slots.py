@@ -1,7 +1,8 @@
 """What an attention module carries while it is patched, and what the current thread is doing.
 
-Compiled graphs read the objects here. Layers that run the same way share one :class:`Slot`, because dynamo would compile
-a graph per layer if they did not; and a step number or a layer's name is never read where it can be traced.
+Compiled graphs read the objects here. Layers that run the same way share one :class:`Slot`, because dynamo
+would compile a graph per layer if they did not; and a step number or a layer's name is never read where it
+can be traced.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ LAYER = "_vidattn_layer"
 class Decision:
     """How the layers of one slot run during one forward.
 
-    ``pattern`` None means dense, through the model's own attention, for ``reason``; ``fallback`` says that this was not
-    asked for. ``steps`` names the step class that the forward belongs to.
+    ``pattern`` None means dense, through the model's own attention, for ``reason``; ``fallback`` says that
+    this was not asked for. ``steps`` names the step class that the forward belongs to. Graphs read
+    ``text_first``, whether text stands in front of the grid, instead of its length.
     """
 
     layout: TokenLayout | None
@@ -36,11 +38,12 @@ class Decision:
     reason: str = ""
     fallback: bool = False
     note: str = ""
+    text_first: bool = False
 
 
 @dataclass(frozen=True)
 class SlotSpec:
-    """What is fixed when a model is patched: how to find the pattern, for which group of layers, and who runs it."""
+    """What is fixed when a model is patched: whence the pattern, for which layers, and who computes it."""
 
     rule: Rule
     group: Any
@@ -51,7 +54,8 @@ class SlotSpec:
 class Slot(threading.local):
     """A :class:`SlotSpec` and the decision for the forward that this thread is running.
 
-    ``threading.local`` runs ``__init__`` once per thread, so that ``decision`` exists before a graph first reads it.
+    ``threading.local`` runs ``__init__`` once per thread, so that ``decision`` exists before a graph first
+    reads it.
     """
 
     def __init__(self, spec: SlotSpec) -> None:

@@ -1,8 +1,8 @@
 """Which step of a run a forward belongs to.
 
 With a pipeline, the position comes from its scheduler, so that img2img starts, few-step models, Wan 2.2's two
-transformers and guidance in two forwards per step all count right. Without one, a step is a change of the timestep's
-value, and a run begins where the value goes up again; the length of the run is then unknown.
+transformers and guidance in two forwards per step all count right. Without one, a step is a change of the
+timestep's value, and a run begins where the value goes up again; the length of the run is then unknown.
 
 Nothing is read from the device unless steps matter, and then only for schedulers that do not know their step.
 """
@@ -31,7 +31,7 @@ class StepClock:
         self.first, self.last = first, last
         self.run = 0
         self._pipe = weakref.ref(pipe) if pipe is not None else None
-        self._scheduler = getattr(pipe, "scheduler", None)
+        self._scheduler: Any = getattr(pipe, "scheduler", None)
         self._timesteps: weakref.ref[Tensor] | None = None
         self._start = 0
         self._value: float | None = None
@@ -79,7 +79,9 @@ class StepClock:
     def _length(self, pipe: Any) -> int:
         """Steps of the run."""
         length = len(self._scheduler.timesteps) - self._start
-        if getattr(pipe, "denoising_end", None) is not None:  # SDXL's base stops early and hands over to the refiner
+        if (
+            getattr(pipe, "denoising_end", None) is not None
+        ):  # SDXL's base stops early and hands over to the refiner
             length = min(length, pipe.num_timesteps)
         return length
 

@@ -61,16 +61,18 @@ def modules_of(target: Any) -> dict[str, nn.Module]:
     if isinstance(target, nn.Module):
         return {"": unwrap(target)}
     if not is_pipeline(target):
+        kind = type(target).__name__
         raise TypeError(
-            f"{type(target).__name__} is neither a diffusers pipeline nor a model; supported: {supported_text()}"
+            f"{kind} is neither a pipeline nor a model of diffusers; supported: {supported_text()}"
         )
     found: dict[str, nn.Module] = {}
     for name, component in target.components.items():
         if not isinstance(component, nn.Module):
             continue
         model = unwrap(component)
-        if type(model).__name__.startswith("Multi") and isinstance(getattr(model, "nets", None), nn.ModuleList):
-            found.update({f"{name}.nets.{i}": unwrap(net) for i, net in enumerate(model.nets)})
+        nets = getattr(model, "nets", None)
+        if type(model).__name__.startswith("Multi") and isinstance(nets, nn.ModuleList):
+            found.update({f"{name}.nets.{i}": unwrap(net) for i, net in enumerate(nets)})
         else:
             found[name] = model
     return found
@@ -90,5 +92,7 @@ def targets_of(target: Any) -> list[Target]:
             found.setdefault(id(model), Target(name, model, family))
     if not found:
         seen = ", ".join(f"{n}: {type(m).__name__}" if n else type(m).__name__ for n, m in modules.items())
-        raise TypeError(f"nothing to patch in {type(target).__name__} ({seen}); supported: {supported_text()}")
+        raise TypeError(
+            f"nothing to patch in {type(target).__name__} ({seen}); supported: {supported_text()}"
+        )
     return list(found.values())

@@ -28,7 +28,7 @@ class SwappedWeights:
         self.tensors = {}
 
     def restore(self, model: nn.Module) -> None:
-        """Put the model's own tensors back, wherever the model is by now; ``apply`` can then exchange them again."""
+        """Put the model's own tensors back, wherever it is by now; ``apply`` can exchange them again."""
         now = dict(model.named_parameters()) | dict(model.named_buffers())
         for name, tensor in self._own.items():
             # PEFT renames the parameters of a layer that it wraps, and back when it is taken off
@@ -50,12 +50,14 @@ def read_weights(path: Any, model: nn.Module) -> SwappedWeights:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no safetensors file, holds tensors that the model does not have or that are of another
-            shape there, or the model is in a state in which they would not be used.
+        ValueError: the file is no safetensors file, holds tensors that the model does not have or that are of
+            another shape there, or the model is in a state in which they would not be used.
     """
     file = Path(path)
     if file.suffix != ".safetensors":
-        raise ValueError(f"weights={str(path)!r}: only .safetensors files are read; pickled files can run code when opened")
+        raise ValueError(
+            f"weights={str(path)!r}: only .safetensors files are read; pickled files can run code when opened"
+        )
     if not file.is_file():
         raise FileNotFoundError(f"weights={str(path)!r}: there is no such file")
     from safetensors import SafetensorError, safe_open
@@ -80,17 +82,23 @@ def _matched(shapes: dict[str, tuple[int, ...]], model: nn.Module, file: str) ->
         if name not in own:
             close = difflib.get_close_matches(key, list(own), n=1)
             hint = f"; nearest: {close[0]!r}" if close else ""
-            raise ValueError(f"weights: {file} holds {key!r}, which {type(model).__name__} does not have{hint}")
+            raise ValueError(
+                f"weights: {file} holds {key!r}, which {type(model).__name__} does not have{hint}"
+            )
         target = own[name]
         if tuple(target.shape) != shape:
-            raise ValueError(f"weights: {key!r} has shape {shape} in {file} and {tuple(target.shape)} in the model")
+            raise ValueError(
+                f"weights: {key!r} has shape {shape} in {file} and {tuple(target.shape)} in the model"
+            )
         if target.is_meta:
-            raise ValueError(f"weights: {key!r} of the model is offloaded; patch before enabling sequential offload")
+            raise ValueError(
+                f"weights: {key!r} of the model is offloaded; patch before enabling sequential offload"
+            )
         if not target.is_floating_point() or target.dtype.itemsize < 2:
             raise ValueError(f"weights: {key!r} of the model is quantized ({target.dtype})")
         names[key] = name
     if any(getattr(module, "fused_projections", False) for module in model.modules()):
-        raise ValueError("weights: the model's projections are fused; call unfuse_qkv_projections() and patch again")
+        raise ValueError(
+            "weights: the model's projections are fused; call unfuse_qkv_projections() and patch again"
+        )
     return names
-
-

@@ -1,7 +1,8 @@
-"""One file of facts per family of diffusers models; a file here with a ``FAMILY`` in it is a family.
+"""One file of facts per family of diffusers models; a file here with a ``FAMILY`` in it is one.
 
-A family says three things about its models: which modules are self-attention over the token grid, how to read the grid
-and the place of the text from the arguments of one forward, and the grid size that the models were trained at.
+A family says three things about its models: which modules are self-attention over the token grid, how to read
+the grid and the place of the text from the arguments of one forward, and the grid size that the models were
+trained at.
 """
 
 from __future__ import annotations

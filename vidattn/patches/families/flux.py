@@ -41,7 +41,9 @@ def _read(model: nn.Module, arguments: Arguments) -> Reading:
     # a union ControlNet puts one token for its mode in front of the text
     before = text.shape[1] + (1 if getattr(model, "union", False) else 0)
     layout = TokenLayout((1, *target), text_before=before, text_after=references)
-    return Reading({0: layout}, f"{references} reference tokens see all and are seen by all" if references else "")
+    return Reading(
+        {0: layout}, f"{references} reference tokens see all and are seen by all" if references else ""
+    )
 
 
 def _target(ids: Tensor) -> Target:
@@ -63,7 +65,8 @@ def _find_target(ids: Tensor) -> Target:
     width = _leading(table[:, 1])
     if len(table) % width:
         return "img_ids is no raster grid"
-    # rows and columns need not count 0, 1, 2: interpolated positions, and bfloat16 ids beyond 256, are rasters as well
+    # rows and columns need not count 0, 1, 2: interpolated positions, and bfloat16 ids beyond 256, are
+    # rasters as well
     rows, columns = table[:, 1].reshape(-1, width), table[:, 2].reshape(-1, width)
     regular = (rows == rows[:, :1]).all() and (columns == columns[:1]).all()
     if not regular or not _rises(rows[:, 0]) or not _rises(columns[0]):
@@ -86,5 +89,11 @@ def _native(model: nn.Module, group: Hashable) -> tuple[int, int]:
 
 
 FAMILY = Family(
-    "flux", ("FluxTransformer2DModel", "FluxControlNetModel"), "image", _layers, _read, _native, timestep_scale=1000.0
+    "flux",
+    ("FluxTransformer2DModel", "FluxControlNetModel"),
+    "image",
+    _layers,
+    _read,
+    _native,
+    timestep_scale=1000.0,
 )

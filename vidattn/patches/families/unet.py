@@ -1,12 +1,13 @@
-"""Stable Diffusion 1.5, 2.1 and XL UNets and their ControlNets: ``attn1`` of every transformer, one group per level.
+"""Stable Diffusion 1.5, 2.1 and XL UNets and their ControlNets: ``attn1``, with one group per level.
 
-The grids of all levels follow from the latent's size, because a level halves it (rounding up). So one hook on the UNet
-tells them all before the forward, and nothing has to be found out inside a compiled graph.
+The grids of all levels follow from the latent's size, because a level halves it (rounding up). So one hook on
+the UNet tells them all before the forward, and nothing has to be found out inside a compiled graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,21 +15,21 @@ from vidattn.layout import TokenLayout
 from vidattn.patches.families import Arguments, Family, GridUnreadable, Layer, Reading
 
 
-def _halvings(model: nn.Module) -> list[int]:
+def _halvings(model: Any) -> list[int]:
     """How often the latent was halved before each down block, and at the end for the mid block."""
     levels = [0]
-    for block in model.down_blocks:  # type: ignore[union-attr]
+    for block in model.down_blocks:
         levels.append(levels[-1] + (1 if getattr(block, "downsamplers", None) is not None else 0))
     return levels
 
 
-def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
+def _blocks(model: Any) -> Iterator[tuple[str, nn.Module, int]]:
     """(name, block, level), in the order in which they run."""
     levels = _halvings(model)
-    for i, block in enumerate(model.down_blocks):  # type: ignore[union-attr, arg-type]
+    for i, block in enumerate(model.down_blocks):
         yield f"down_blocks.{i}", block, levels[i]
     if getattr(model, "mid_block", None) is not None:
-        yield "mid_block", model.mid_block, levels[-1]  # type: ignore[misc]
+        yield "mid_block", model.mid_block, levels[-1]
     level = levels[-1]
     for i, block in enumerate(getattr(model, "up_blocks", ())):
         yield f"up_blocks.{i}", block, level
@@ -40,7 +41,7 @@ def _layers(model: nn.Module) -> Iterator[Layer]:
         for inner, module in block.named_modules():
             if type(module).__name__ != "Transformer2DModel":
                 continue
-            for i, layer in enumerate(module.transformer_blocks):  # type: ignore[union-attr, arg-type]
+            for i, layer in enumerate(module.transformer_blocks):
                 # with only_cross_attention (the x4 upscaler) attn1 looks at the text
                 if not layer.only_cross_attention:
                     yield Layer(f"{name}.{inner}.transformer_blocks.{i}.attn1", layer.attn1, level)

@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2, VACE included: self-attention without text over (T, H, W), read from the latent's shape."""
+"""Wan 2.1 and 2.2, VACE too: self-attention without text over (T, H, W), read from the latent's shape."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _read(model: nn.Module, arguments: Arguments) -> Reading:
     latent = arguments.get("hidden_states")
     if not isinstance(latent, Tensor) or latent.ndim != 5:
         raise GridUnreadable("hidden_states is no (batch, channels, frames, height, width) latent")
-    patch = model.config.patch_size  # type: ignore[union-attr]
+    patch: tuple[int, int, int] = model.config.patch_size  # type: ignore[assignment, union-attr]
     frames, height, width = (n // p for n, p in zip(latent.shape[2:], patch, strict=True))
     return Reading({0: TokenLayout((frames, height, width))})
 
@@ -30,4 +30,6 @@ def _native(model: nn.Module, group: Hashable) -> tuple[int, int]:
     return 30, 52  # 480 x 832
 
 
-FAMILY = Family("wan", ("WanTransformer3DModel", "WanVACETransformer3DModel"), "video", _layers, _read, _native)
+FAMILY = Family(
+    "wan", ("WanTransformer3DModel", "WanVACETransformer3DModel"), "video", _layers, _read, _native
+)
