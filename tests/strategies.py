@@ -28,9 +28,17 @@ def patterns():
         st.just(Full()),
         neighborhoods(),
         st.builds(Neighborhood, st.integers(1, 9) | st.tuples(st.integers(1, 9), st.integers(1, 9))),
-        st.builds(SlidingWindow, st.integers(1, 9), st.none() | st.tuples(st.integers(1, 9), st.integers(1, 9))),
+        st.builds(
+            SlidingWindow, st.integers(1, 9), st.none() | st.tuples(st.integers(1, 9), st.integers(1, 9))
+        ),
         st.builds(Disc, st.integers(1, 9) | st.floats(0.5, 9.0)),
         st.builds(Groups, sizes, st.just("blocks"), st.integers(0, 2)),
         st.builds(Groups, sizes, st.just("cross"), cross=st.sampled_from(["planes", "lines"])),
-        st.builds(Radial, st.floats(0.1, 1.0), st.sampled_from(["paper", "release"]), st.booleans(), st.integers(1, 9)),
+        st.builds(
+            Radial,
+            st.floats(0.1, 1.0),
+            st.sampled_from(["paper", "release"]),
+            st.booleans(),
+            st.integers(1, 9),
+        ),
     )

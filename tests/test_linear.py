@@ -11,7 +11,9 @@ from vidattn.linear import FEATURE_MAPS
 @pytest.mark.parametrize("normalize", [True, False])
 def test_equals_the_quadratic_form(feature_map, normalize):
     make = torch.Generator().manual_seed(0)
-    query, key = (torch.randn(2, 9, 3, 5, generator=make, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    query, key = (
+        torch.randn(2, 9, 3, 5, generator=make, dtype=torch.float64, requires_grad=True) for _ in range(2)
+    )
     value = torch.randn(2, 9, 3, 4, generator=make, dtype=torch.float64, requires_grad=True)
     phi = FEATURE_MAPS[feature_map]
     weights = torch.einsum("bshd,bthd->bhst", phi(query), phi(key)) / 9
@@ -22,7 +24,9 @@ def test_equals_the_quadratic_form(feature_map, normalize):
     torch.testing.assert_close(got, expected)
     ones = torch.ones_like(got)
     inputs = [query, key, value]
-    for one, other in zip(torch.autograd.grad(got, inputs, ones), torch.autograd.grad(expected, inputs, ones), strict=True):
+    for one, other in zip(
+        torch.autograd.grad(got, inputs, ones), torch.autograd.grad(expected, inputs, ones), strict=True
+    ):
         torch.testing.assert_close(one, other)
 
 

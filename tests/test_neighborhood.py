@@ -23,7 +23,17 @@ def problems(draw):
     key_heads, shared = draw(st.sampled_from([(1, 1), (1, 3), (2, 1), (2, 2)]))
     sizes = draw(st.sampled_from([3, 8])), draw(st.sampled_from([3, 5, 8]))
     extra = draw(st.sampled_from([0, 0, 1, 4]))
-    return shape, window, stride, dilation, causal, (key_heads * shared, key_heads), sizes, extra, draw(st.integers(0, 99))
+    return (
+        shape,
+        window,
+        stride,
+        dilation,
+        causal,
+        (key_heads * shared, key_heads),
+        sizes,
+        extra,
+        draw(st.integers(0, 99)),
+    )
 
 
 def inputs(shape, heads, sizes, extra, seed, batch=2):
@@ -97,10 +107,22 @@ def test_short_arguments():
         ({"key": torch.zeros(1, 6, 7, 2, 8).half()}, "key.dtype"),
         ({"query": torch.zeros(1, 6, 7, 3, 8)}, "must divide"),
         ({"additional_keys": torch.zeros(1, 2, 2, 8)}, "additional_keys was given without additional_values"),
-        ({"additional_values": torch.zeros(1, 2, 2, 8)}, "additional_values was given without additional_keys"),
-        ({"additional_keys": torch.zeros(1, 2, 1, 8), "additional_values": torch.zeros(1, 2, 2, 8)}, "additional_keys has"),
-        ({"additional_keys": torch.zeros(1, 2, 2, 8), "additional_values": torch.zeros(1, 3, 2, 8)}, "2 tokens"),
-        ({"additional_keys": torch.zeros(3, 2, 2, 8), "additional_values": torch.zeros(3, 2, 2, 8)}, "additional_keys has"),
+        (
+            {"additional_values": torch.zeros(1, 2, 2, 8)},
+            "additional_values was given without additional_keys",
+        ),
+        (
+            {"additional_keys": torch.zeros(1, 2, 1, 8), "additional_values": torch.zeros(1, 2, 2, 8)},
+            "additional_keys has",
+        ),
+        (
+            {"additional_keys": torch.zeros(1, 2, 2, 8), "additional_values": torch.zeros(1, 3, 2, 8)},
+            "2 tokens",
+        ),
+        (
+            {"additional_keys": torch.zeros(3, 2, 2, 8), "additional_values": torch.zeros(3, 2, 2, 8)},
+            "additional_keys has",
+        ),
         ({"backend": "cutlass-fna"}, "backend='cutlass-fna'"),
     ],
 )

@@ -42,7 +42,12 @@ def test_default_plans(pattern, grid):
 
 
 @settings(max_examples=80, deadline=None)
-@given(patterns(), grids(), st.tuples(*(st.integers(1, 4) for _ in range(3))), st.tuples(*(st.integers(1, 5) for _ in range(3))))
+@given(
+    patterns(),
+    grids(),
+    st.tuples(*(st.integers(1, 4) for _ in range(3))),
+    st.tuples(*(st.integers(1, 5) for _ in range(3))),
+)
 def test_plans_with_given_tiles(pattern, grid, tile, key_tile):
     if isinstance(pattern, Groups):
         tile = None  # has to divide the group: see below
@@ -62,13 +67,17 @@ def test_flat_tensors_describe_the_tiles():
     first, last = plan.box_offsets[:-1].tolist(), plan.box_offsets[1:].tolist()
     for i, tile in enumerate(plan.tiles):
         assert tuple(plan.query_start[i].tolist()) == tile.start
-        assert [tuple(b) for b in plan.box_start[first[i] : last[i]].tolist()] == [b.start for b in tile.boxes]
+        assert [tuple(b) for b in plan.box_start[first[i] : last[i]].tolist()] == [
+            b.start for b in tile.boxes
+        ]
         assert plan.box_full[first[i] : last[i]].tolist() == [b.full for b in tile.boxes]
     assert torch.equal(plan.box_stop, plan.box_start + (plan.box_size - 1) * torch.tensor(plan.step) + 1)
 
 
 def test_boxes_of_8x8_visit_far_fewer_pairs_than_raster_runs():
-    """At 2048 px and radius 16 the specification counts 1.9 times the needed pairs for 8x8 tiles, 5.2 for raster runs."""
+    """At 2048 px and radius 16 the specification counts 1.9 times the needed pairs for 8x8 tiles, 5.2 for
+    raster runs.
+    """
     layout, disc = TokenLayout((1, 128, 128)), Disc(16)
     pairs = disc.density(layout) * layout.tokens**2
     assert disc.plan(layout, (1, 8, 8)).visited_pairs / pairs < 1.9

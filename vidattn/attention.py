@@ -28,8 +28,9 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(scale * q k^T over the keys that the pattern lets each query see) v.
 
-    Shapes: query (B, S, H, D), key (B, S, Hkv, D), value (B, S, Hkv, Dv), with S = ``layout.tokens`` and H a multiple of
-    Hkv (query head h uses key head h // (H / Hkv)). The result is (B, S, H, Dv) in the query's dtype.
+    Shapes: query (B, S, H, D), key (B, S, Hkv, D), value (B, S, Hkv, Dv), with S = ``layout.tokens`` and H a
+    multiple of Hkv (query head h uses key head h // (H / Hkv)). The result is (B, S, H, Dv) in the query's
+    dtype.
 
     Args:
         query: queries; float16, bfloat16, float32 or float64 on any device.
@@ -38,8 +39,8 @@ def attention(
         pattern: who sees whom on the grid. Text tokens see all and are seen by all.
         layout: the grid, and the text before and after it.
         scale: a float, or a tensor of shape (H,) with one per head; 1 / sqrt(D) when None.
-        return_lse: also return the log-sum-exp of the scaled scores, natural logarithm, (B, S, H), float32 (float64 for
-            float64 inputs); it can be differentiated.
+        return_lse: also return the log-sum-exp of the scaled scores, natural logarithm, (B, S, H), float32
+            (float64 for float64 inputs); it can be differentiated.
         backend: "auto", "torch" or "dense".
 
     Returns:
@@ -55,7 +56,9 @@ def attention(
         torch.Size([1, 64, 2, 16])
     """
     if not isinstance(pattern, Pattern):
-        raise TypeError(f"pattern={pattern!r}: must be a vidattn.patterns.Pattern (from_text reads the text form)")
+        raise TypeError(
+            f"pattern={pattern!r}: must be a vidattn.patterns.Pattern (from_text reads the text form)"
+        )
     if not isinstance(layout, TokenLayout):
         raise TypeError(f"layout={layout!r}: must be a vidattn.TokenLayout")
     check_tensors(query, key, value, layout.tokens)
@@ -80,7 +83,9 @@ def run(
     scale: float,
     head_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The custom op on checked arguments; keys beyond ``layout.tokens`` are extra tokens that every query sees."""
+    """The custom op on checked arguments; keys beyond ``layout.tokens`` are extra tokens that every query
+    sees.
+    """
     text = (layout.text_before, layout.text_after)
     return attention_op(query, key, value, head_scale, valid, pattern.encoded, layout.grid, text, scale)
 
@@ -100,7 +105,9 @@ def _dense(
         query = query * head_scale[:, None].to(query.dtype)
     mask = None
     if not pattern.covers(layout.grid):
-        mask = pattern.mask(TokenLayout(layout.grid, layout.text_before, layout.text_after)).to(query.device)[None, None]
+        mask = pattern.mask(TokenLayout(layout.grid, layout.text_before, layout.text_after)).to(query.device)[
+            None, None
+        ]
     if valid is not None:
         real = torch.ones(query.shape[0], layout.tokens, dtype=torch.bool, device=query.device)
         number = torch.arange(layout.text_tokens, device=query.device)
@@ -138,14 +145,20 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, tokens: int) -> Non
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} is a {type(tensor).__name__}: must be a tensor")
         if tensor.ndim != 4:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}: must be (batch, tokens, heads, head_dim)")
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}: must be (batch, tokens, heads, head_dim)"
+            )
         if tensor.shape[1] != tokens:
             raise ValueError(f"{name} has {tensor.shape[1]} tokens, but the layout has {tokens}")
     check_alike(query, key, value)
 
 
-def check_alike(query: Tensor, key: Tensor, value: Tensor, names: Sequence[str] = ("query", "key", "value")) -> None:
-    """Raise ValueError unless batch, heads, head sizes, dtype and device fit; heads and head size are the last axes."""
+def check_alike(
+    query: Tensor, key: Tensor, value: Tensor, names: Sequence[str] = ("query", "key", "value")
+) -> None:
+    """Raise ValueError unless batch, heads, head sizes, dtype and device fit; heads and head size are the
+    last axes.
+    """
     q, k, v = names
     if not query.dtype.is_floating_point:
         raise ValueError(f"{q}.dtype={query.dtype}: must be a floating-point type")
@@ -180,7 +193,9 @@ def merge_attentions(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple
         ValueError: no parts, or shapes that differ.
     """
     if len(outputs) != len(lses) or not outputs:
-        raise ValueError(f"outputs has {len(outputs)} parts and lses {len(lses)}: give as many of each, at least one")
+        raise ValueError(
+            f"outputs has {len(outputs)} parts and lses {len(lses)}: give as many of each, at least one"
+        )
     for part, lse in zip(outputs, lses, strict=True):
         if part.shape != outputs[0].shape or lse.shape != part.shape[:-1]:
             raise ValueError(
@@ -192,4 +207,4 @@ def merge_attentions(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple
     # parts that saw no key at all have lse -inf; a row of only such parts gives zero rather than nan
     weights = torch.where(torch.isneginf(logs), torch.zeros_like(logs), (logs - lse).exp())
     merged = sum(w[..., None] * o.to(w.dtype) for w, o in zip(weights, outputs, strict=True))
-    return merged.to(outputs[0].dtype), lse  # type: ignore[union-attr]
+    return merged.to(outputs[0].dtype), lse

@@ -1,7 +1,8 @@
-"""Where each token of a sequence stands: a raster grid of image or video tokens, with text before or after it.
+"""Where each token of a sequence stands: a raster grid of image or video tokens, with text before or after
+it.
 
-Letters used in this package: B batch, S tokens of the whole sequence, N tokens of the grid, H heads, D head size,
-T frames, and (t, y, x) the position of a grid token.
+Letters used in this package: B batch, S tokens of the whole sequence, N tokens of the grid, H heads, D head
+size, T frames, and (t, y, x) the position of a grid token.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class TokenLayout:
         text_after: text tokens behind the grid (SD3, HunyuanVideo).
         text_valid: None when all text is real, else for each batch item how many text tokens are real, as a
             sequence of integers or an integer tensor of shape (B,). Text tokens are counted through
-            ``text_before`` and then ``text_after``; those from ``text_valid[b]`` on are padding, which no query sees.
+            ``text_before`` and then ``text_after``; those from ``text_valid[b]`` on are padding, which no
+            query sees.
 
     Raises:
         ValueError: a count is not an integer in range.
@@ -70,7 +72,8 @@ class TokenLayout:
         if isinstance(valid, Tensor):
             if valid.ndim != 1 or valid.is_floating_point() or valid.dtype == torch.bool:
                 raise ValueError(
-                    f"text_valid of shape {tuple(valid.shape)}, {valid.dtype}: must be an integer tensor of shape (B,)"
+                    f"text_valid of shape {tuple(valid.shape)}, {valid.dtype}: must be an"
+                    " integer tensor of shape (B,)"
                 )
             return
         counts = (valid,) if isinstance(valid, int) else tuple(valid)
@@ -100,7 +103,8 @@ class TokenLayout:
         return torch.cat([torch.arange(self.text_before), torch.arange(after, after + self.text_after)])
 
     def text_valid_tensor(self, batch: int, device: torch.device) -> Tensor | None:
-        """``text_valid`` as an int64 tensor of shape (batch,) on ``device``; a single count serves every item.
+        """``text_valid`` as an int64 tensor of shape (batch,) on ``device``; a single count serves every
+        item.
 
         Raises:
             ValueError: there are neither one nor ``batch`` counts.

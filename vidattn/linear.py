@@ -29,9 +29,11 @@ def linear_attention(
     eps: float = 1e-4,
     backend: str = "auto",
 ) -> Tensor:
-    """Non-causal linear attention (Katharopoulos et al., arXiv 2006.16236), phi(q) (phi(k)^T v) / (phi(q) . sum phi(k)).
+    """Non-causal linear attention (Katharopoulos et al., arXiv 2006.16236), phi(q) (phi(k)^T v) / (phi(q) .
+    sum phi(k)).
 
-    The state is the mean over tokens, in float32 (float64 for float64), so that it does not grow with their number.
+    The state is the mean over tokens, in float32 (float64 for float64), so that it does not grow with their
+    number.
 
     Args:
         query: (B, S, H, D).
@@ -56,11 +58,14 @@ def linear_attention(
         raise ValueError(f"eps={eps!r}: must be at least 0")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.ndim != 4:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}: must be (batch, tokens, heads, head_dim)")
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}: must be (batch, tokens, heads, head_dim)"
+            )
     check_alike(query, key, value)
     if key.shape[1] != value.shape[1] or key.shape[2] != query.shape[2]:
         raise ValueError(
-            f"key has shape {tuple(key.shape)}: needs value's {value.shape[1]} tokens and query's {query.shape[2]} heads"
+            f"key has shape {tuple(key.shape)}: needs value's {value.shape[1]} tokens"
+            f" and query's {query.shape[2]} heads"
         )
     accum = torch.promote_types(query.dtype, torch.float32)
     phi = FEATURE_MAPS[feature_map]

@@ -15,11 +15,11 @@ from vidattn.patterns import Neighborhood
 from vidattn.patterns.sizes import is_int
 
 Sizes = int | Sequence[int]
-_DOC = """Neighborhood attention on a {rank}-D grid of tokens (Hassani et al., arXiv 2204.07143), as NATTEN defines it.
+_DOC = """Neighborhood attention on a {rank}-D grid of tokens as NATTEN defines it (arXiv 2204.07143).
 
-    Shapes: query (B, {axes}, H, D), key (B, {axes}, Hkv, D), value (B, {axes}, Hkv, Dv), H a multiple of Hkv; the result
-    is (B, {axes}, H, Dv) in the query's dtype. Beyond NATTEN: windows of 1, any head size, Dv != D, every device,
-    gradients also through the lse.
+    Shapes: query (B, {axes}, H, D), key (B, {axes}, Hkv, D), value (B, {axes}, Hkv, Dv), H a multiple of Hkv;
+    the result is (B, {axes}, H, Dv) in the query's dtype. Beyond NATTEN: windows of 1, any head size, Dv !=
+    D, every device, gradients also through the lse.
 
     Args:
         query: queries.
@@ -56,22 +56,33 @@ def _sizes(value: Any, rank: int, name: str, default: int | None) -> tuple[int, 
 
 def _flags(value: Any, rank: int) -> tuple[bool, ...]:
     entries = (bool(value),) * rank if value is None or isinstance(value, bool) else value
-    if not isinstance(entries, (tuple, list)) or len(entries) != rank or not all(isinstance(e, bool) for e in entries):
+    if (
+        not isinstance(entries, (tuple, list))
+        or len(entries) != rank
+        or not all(isinstance(e, bool) for e in entries)
+    ):
         raise ValueError(f"is_causal={value!r}: must be a bool or {rank} of them")
     return tuple(entries)
 
 
-def _check_window(grid: Sequence[int], window: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> None:
+def _check_window(
+    grid: Sequence[int], window: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> None:
     for axis, (n, k, s, d) in enumerate(zip(grid, window, stride, dilation, strict=True)):
         if k * d > n:
             raise ValueError(
-                f"kernel_size={tuple(window)} with dilation={tuple(dilation)}: {k} * {d} exceeds the extent {n} of axis {axis}"
+                f"kernel_size={tuple(window)} with dilation={tuple(dilation)}: {k} * {d} exceeds"
+                f" the extent {n} of axis {axis}"
             )
         if s > k:
-            raise ValueError(f"stride={tuple(stride)}: must not exceed kernel_size={tuple(window)} (axis {axis})")
+            raise ValueError(
+                f"stride={tuple(stride)}: must not exceed kernel_size={tuple(window)} (axis {axis})"
+            )
 
 
-def _check_additional(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None, values: Tensor | None) -> None:
+def _check_additional(
+    query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None, values: Tensor | None
+) -> None:
     if (keys is None) != (values is None):
         given, missing = ("additional_keys", "additional_values")[:: 1 if values is None else -1]
         raise ValueError(f"{given} was given without {missing}: give both or neither")
@@ -80,10 +91,13 @@ def _check_additional(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | 
     for name, tensor, like in (("additional_keys", keys, key), ("additional_values", values, value)):
         if tensor.ndim != 4 or tensor.shape[2:] != like.shape[-2:]:
             raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}: must be (batch, tokens, {like.shape[-2]}, {like.shape[-1]})"
+                f"{name} has shape {tuple(tensor.shape)}: must be (batch, tokens,"
+                f" {like.shape[-2]}, {like.shape[-1]})"
             )
     if keys.shape[1] != values.shape[1]:
-        raise ValueError(f"additional_keys has {keys.shape[1]} tokens, additional_values {values.shape[1]}: must be equal")
+        raise ValueError(
+            f"additional_keys has {keys.shape[1]} tokens, additional_values {values.shape[1]}: must be equal"
+        )
     check_alike(query, keys, values, ("query", "additional_keys", "additional_values"))
 
 
@@ -104,9 +118,14 @@ def _neighborhood(
 ) -> Tensor | tuple[Tensor, Tensor]:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if not isinstance(tensor, Tensor) or tensor.ndim != rank + 3:
-            raise ValueError(f"{name} must be a tensor of {rank + 3} axes, (batch, {rank} grid axes, heads, head_dim)")
+            raise ValueError(
+                f"{name} must be a tensor of {rank + 3} axes, (batch, {rank} grid axes, heads, head_dim)"
+            )
         if tensor.shape[1:-2] != query.shape[1:-2]:
-            raise ValueError(f"{name} has the grid {tuple(tensor.shape[1:-2])}: must be query's, {tuple(query.shape[1:-2])}")
+            raise ValueError(
+                f"{name} has the grid {tuple(tensor.shape[1:-2])}: must be query's,"
+                f" {tuple(query.shape[1:-2])}"
+            )
     check_alike(query, key, value)
     check_backend(backend)
     grid = tuple(query.shape[1:-2])
@@ -127,16 +146,23 @@ def _neighborhood(
 
 
 def _dispatch(
-    flat: list[Tensor], pattern: Neighborhood, layout: TokenLayout, scale: float, return_lse: bool, backend: str
+    flat: list[Tensor],
+    pattern: Neighborhood,
+    layout: TokenLayout,
+    scale: float,
+    return_lse: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor | None]:
     query, key, value = flat
-    if backend == "dense" or (backend == "auto" and pattern.covers(layout.grid)):
-        if not return_lse:
-            return _dense(query, key, value, pattern, layout, scale), None
+    dense = backend == "dense" or (backend == "auto" and pattern.covers(layout.grid))
+    if dense and not return_lse:
+        return _dense(query, key, value, pattern, layout, scale), None
     return run(query, key, value, pattern, layout, None, scale, None)
 
 
-def _dense(query: Tensor, key: Tensor, value: Tensor, pattern: Neighborhood, layout: TokenLayout, scale: float) -> Tensor:
+def _dense(
+    query: Tensor, key: Tensor, value: Tensor, pattern: Neighborhood, layout: TokenLayout, scale: float
+) -> Tensor:
     mask = None
     if not pattern.covers(layout.grid):
         seen = torch.ones(layout.tokens, key.shape[1] - layout.tokens, dtype=torch.bool)

@@ -1,7 +1,8 @@
-"""The attention operator as ``torch.library`` custom ops: opaque to ``torch.compile``, with fakes and autograd.
+"""The attention operator as ``torch.library`` custom ops: opaque to ``torch.compile``, with fakes and
+autograd.
 
-A pattern crosses the border as its text form, so that one graph serves every size when shapes are dynamic, and prompts of
-every length (``text_valid`` is a tensor).
+A pattern crosses the border as its text form, so that one graph serves every size when shapes are dynamic,
+and prompts of every length (``text_valid`` is a tensor).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a pattern costs to run: tiles of queries, and the boxes of keys that each tile visits.
 
-Tiles and boxes are boxes of the token grid, not runs of the raster order: at 4096 px raster blocks of 128 tokens make a
-disc touch 5 to 25 times too many pairs, boxes of 8x8 touch 1.5 to 3 times. A box may have a step per axis, which is how a
-dilated window becomes an undilated one on a sub-lattice.
+Tiles and boxes are boxes of the token grid, not runs of the raster order: at 4096 px raster blocks of 128
+tokens make a disc touch 5 to 25 times too many pairs, boxes of 8x8 touch 1.5 to 3 times. A box may have a
+step per axis, which is how a dilated window becomes an undilated one on a sub-lattice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from vidattn.layout import Grid
 
 @dataclass(frozen=True)
 class KeyBox:
-    """Keys ``start + step * i`` for ``0 <= i < size`` on every axis; ``full``: every query of the tile sees all of them."""
+    """Keys ``start + step * i`` for ``0 <= i < size`` on every axis; ``full``: every query of the tile sees
+    all of them.
+    """
 
     start: Grid
     size: Grid
@@ -30,7 +32,8 @@ class KeyBox:
 
 @dataclass(frozen=True)
 class Tile:
-    """Queries ``start + step * i`` for ``0 <= i < size`` on every axis, and the disjoint key boxes that they visit.
+    """Queries ``start + step * i`` for ``0 <= i < size`` on every axis, and the disjoint key boxes that they
+    visit.
 
     ``kind``: whatever, beside the boxes' places relative to ``start``, decides the tile's element mask.
     """
@@ -49,15 +52,18 @@ class Tile:
         """Tiles of one size, with boxes of the same sizes, have the same element mask when this is equal."""
         if self.full:
             return None
-        return self.kind, tuple(tuple(b - a for a, b in zip(self.start, box.start, strict=True)) for box in self.boxes)
+        return self.kind, tuple(
+            tuple(b - a for a, b in zip(self.start, box.start, strict=True)) for box in self.boxes
+        )
 
 
 @dataclass(frozen=True)
 class Bucket:
     """Tiles of one shape and one element mask, so that they run as one batch.
 
-    Grid token numbers are ``base + offset``: queries ``query_base`` (c,) + ``query_offset`` (M,), keys ``key_base`` (c, K)
-    (the start of each key's box) + ``key_offset`` (K,). ``full``: no pair of these tiles needs the element mask.
+    Grid token numbers are ``base + offset``: queries ``query_base`` (c,) + ``query_offset`` (M,), keys
+    ``key_base`` (c, K) (the start of each key's box) + ``key_offset`` (K,). ``full``: no pair of these tiles
+    needs the element mask.
     """
 
     query_base: Tensor
@@ -73,17 +79,23 @@ class Bucket:
 
     def to(self, device: torch.device) -> Bucket:
         """The bucket with its tensors on ``device``."""
-        tensors = (self.query_base, self.query_offset, self.key_base, self.key_offset)
-        return Bucket(*(t.to(device) for t in tensors), self.full)
+        return Bucket(
+            query_base=self.query_base.to(device),
+            query_offset=self.query_offset.to(device),
+            key_base=self.key_base.to(device),
+            key_offset=self.key_offset.to(device),
+            full=self.full,
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Every query of the grid is in exactly one tile; every pair that the pattern allows is in exactly one box.
+    """Every query of the grid is in exactly one tile; every pair that the pattern allows is in exactly one
+    box.
 
     Args:
-        grid: the grid that the boxes live on. It may be a view of the layout's grid with the same token order (Radial
-            sees a frame as one row of H*W tokens).
+        grid: the grid that the boxes live on. It may be a view of the layout's grid with the same token order
+            (Radial sees a frame as one row of H*W tokens).
         tile: the tile's shape where the grid leaves room.
         step: distance of neighbouring tokens of a tile or box, per axis.
         tiles: the tiles, in raster order of their lattice.

@@ -30,7 +30,9 @@ def eager_attention(
     return _attend(query, key, value, mask, scale)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | Tensor | None) -> tuple[Tensor, Tensor]:
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | Tensor | None
+) -> tuple[Tensor, Tensor]:
     q, k, v = (t.transpose(1, 2) for t in (query, key, value))
     shared = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
@@ -38,15 +40,18 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: floa
     if isinstance(factor, Tensor):
         factor = factor.to(q.dtype)[:, None, None]
     seen = mask.to(q.device)
-    scores = (q @ k.transpose(-1, -2) * factor).masked_fill(~(seen[:, None] if seen.ndim == 3 else seen), -math.inf)
+    scores = (q @ k.transpose(-1, -2) * factor).masked_fill(
+        ~(seen[:, None] if seen.ndim == 3 else seen), -math.inf
+    )
     return (scores.softmax(-1) @ v).transpose(1, 2), scores.logsumexp(-1).transpose(1, 2)
 
 
 def assert_no_worse_than_eager(actual: Tensor, eager: Tensor, exact: Tensor) -> None:
     """Assert that ``actual`` is about as close to the truth as plain PyTorch in the same dtype.
 
-    The root mean square error must be at most twice eager's own and the greatest at most three times, each plus a quarter
-    of a rounding step. Bounds on both see errors that touch few elements as well as small ones that touch all.
+    The root mean square error must be at most twice eager's own and the greatest at most three times, each
+    plus a quarter of a rounding step. Bounds on both see errors that touch few elements as well as small ones
+    that touch all.
 
     Args:
         actual: the result under test.

@@ -61,7 +61,9 @@ def test_sliding_window_is_freeswims_inward_window(base):
     def inside(i, j, extent, d):
         return max(0, min(i - d, extent - 1 - 2 * d)) <= j <= min(extent - 1, max(i + d, 2 * d))
 
-    expected = by_pairs(grid, lambda q, k: inside(q[1], k[1], 8, height // 2) and inside(q[2], k[2], 7, width // 2))
+    expected = by_pairs(
+        grid, lambda q, k: inside(q[1], k[1], 8, height // 2) and inside(q[2], k[2], 7, width // 2)
+    )
     assert torch.equal(SlidingWindow(base).mask(TokenLayout(grid)), expected)
 
 
@@ -108,7 +110,9 @@ def test_group_cross_of_an_image_is_row_or_column(cross):
 
 
 def test_groups_reproduce_grats_densities():
-    """GRAT's sparsity: 27 of 480 groups unclipped is 94.3 %; planes give 34.4 % on that grid (specification, 3.2)."""
+    """GRAT's sparsity: 27 of 480 groups unclipped is 94.3 %; planes give 34.4 % on that grid (specification,
+    3.2).
+    """
     video = TokenLayout((32, 48, 80))
     assert Groups((4, 8, 8)).density(video) == pytest.approx(0.043, abs=0.0005)
     assert Groups((4, 8, 8), "cross").density(video) == pytest.approx(0.344, abs=0.0005)
@@ -133,7 +137,9 @@ def test_radial_paper_rule(frames, sink):
 
 @pytest.mark.parametrize(("block", "c"), [(128, 22), (64, 10)])
 def test_radial_release_keeps_the_released_offsets(block, c):
-    """The closed form of the released 60 % rule on whole blocks (specification, 1.2): |p - q| <= (w + c) // B."""
+    """The closed form of the released 60 % rule on whole blocks (specification, 1.2): |p - q| <= (w + c) //
+    B.
+    """
     tokens, frames = 2048, 32
     widths = Radial(decay=0.8, variant="release", block=block).half_widths(frames, tokens)
     for d in range(2, frames):
@@ -151,7 +157,8 @@ def test_radial_release_decimates_far_frames():
 
 @pytest.mark.parametrize(
     ("tokens", "frames", "sparsity"),
-    # released code, decay 1, sink for every model, as whole 128-token blocks: 80.8, 88.3 and 73.6 % in the paper
+    # released code, decay 1, sink for every model, as whole 128-token blocks: 80.8, 88.3 and 73.6 % in the
+    # paper
     [(3840, 41, 0.736)],
 )
 def test_radial_reproduces_the_papers_sparsity(tokens, frames, sparsity):

@@ -1,7 +1,7 @@
 """Who computes a pattern: the choice of a backend, with reasons.
 
-``torch`` runs the plan on any device; ``dense`` is PyTorch's scaled_dot_product_attention, with the n x n mask where the
-pattern needs one. An explicit choice never falls back.
+``torch`` runs the plan on any device; ``dense`` is PyTorch's scaled_dot_product_attention, with the n x n
+mask where the pattern needs one. An explicit choice never falls back.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vidattn.patterns.text import nearest
 
 BACKENDS: dict[str, str] = {
     "torch": "runs the plan with tensor operations on any device; memory linear in tokens",
-    "dense": "PyTorch's scaled_dot_product_attention; builds the n x n mask unless every query sees every key",
+    "dense": "PyTorch's scaled_dot_product_attention, with the n x n mask unless every query sees all",
 }
 
 

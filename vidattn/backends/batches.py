@@ -1,4 +1,6 @@
-"""Which queries run together, and with which keys: a plan's tiles cut into batches of bounded size, then the text rows."""
+"""Which queries run together, and with which keys: a plan's tiles cut into batches of bounded size, then the
+text rows.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ from vidattn.plan import Bucket
 class Batch:
     """Queries that run together: the rows of c tiles, the keys of each tile, and who may not see whom.
 
-    ``queries`` (c, M) and ``keys`` (c, K) are token numbers; ``keys`` None means every key, in order. ``bias`` is added to
-    the scores and broadcasts to (B, c, M, K): 0 where the query sees the key, -inf where not; None where it always does.
+    ``queries`` (c, M) and ``keys`` (c, K) are token numbers; ``keys`` None means every key, in order.
+    ``bias`` is added to the scores and broadcasts to (B, c, M, K): 0 where the query sees the key, -inf where
+    not; None where it always does.
     """
 
     queries: Tensor
@@ -26,7 +29,9 @@ class Batch:
     bias: Tensor | None
 
 
-def batches(problem: Problem, device: torch.device, dtype: torch.dtype, cost: int, budget: int) -> Iterator[Batch]:
+def batches(
+    problem: Problem, device: torch.device, dtype: torch.dtype, cost: int, budget: int
+) -> Iterator[Batch]:
     """Every query of the call in exactly one batch.
 
     Args:
@@ -63,11 +68,18 @@ def _element_mask(problem: Problem, bucket: Bucket) -> Tensor:
     queries = bucket.query_base[0] + bucket.query_offset
     keys = bucket.key_base[0] + bucket.key_offset
     grid = problem.layout.grid
-    return problem.pattern.allowed(coordinates(queries[:, None], grid), coordinates(keys[None, :], grid), grid)
+    return problem.pattern.allowed(
+        coordinates(queries[:, None], grid), coordinates(keys[None, :], grid), grid
+    )
 
 
 def _tiles(
-    problem: Problem, bucket: Bucket, part: slice, everywhere: Tensor, bias: Tensor | None, padding: Tensor | None
+    problem: Problem,
+    bucket: Bucket,
+    part: slice,
+    everywhere: Tensor,
+    bias: Tensor | None,
+    padding: Tensor | None,
 ) -> Batch:
     before = problem.layout.text_before
     queries = bucket.query_base[part, None] + (bucket.query_offset + before)

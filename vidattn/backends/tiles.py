@@ -1,8 +1,8 @@
 """The ``torch`` backend: runs a plan with plain tensor operations on any device, memory linear in tokens.
 
-Tiles of one shape are gathered into a batch, a bounded number at a time; the n x n matrix never exists. On a CPU a batch
-goes through PyTorch's fused attention, elsewhere through two matrix products and a softmax in float32 (float64 for
-float64 inputs). The backward recomputes the scores from the log-sum-exp.
+Tiles of one shape are gathered into a batch, a bounded number at a time; the n x n matrix never exists. On a
+CPU a batch goes through PyTorch's fused attention, elsewhere through two matrix products and a softmax in
+float32 (float64 for float64 inputs). The backward recomputes the scores from the log-sum-exp.
 
 Letters: c tiles, M queries and K keys of a tile, R = (H / Hkv) * M rows that share a key head.
 """
@@ -18,7 +18,7 @@ from vidattn.backends.batches import Batch, batches
 from vidattn.backends.problem import Problem
 
 # Elements that a batch gathers: on a CPU it should stay in the cache; on a GPU it should fill the chip.
-_BUDGET = {"cpu": 1 << 19, "cuda": 1 << 25}
+_BUDGET = {"cpu": 1 << 17, "cuda": 1 << 25}
 # Rows of scores against all keys (text rows) are bounded by the number of scores instead.
 _SCORES = {"cpu": 1 << 20, "cuda": 1 << 27}
 
@@ -51,10 +51,14 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _batches(problem: Problem, query: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype) -> Iterator[Batch]:
+def _batches(
+    problem: Problem, query: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype
+) -> Iterator[Batch]:
     """The call's batches; text rows, which see every key, are cut so that their scores stay bounded."""
     kind = "cpu" if query.device.type == "cpu" else "cuda"
-    cost = query.shape[0] * max(query.shape[2] * query.shape[3], key.shape[2] * (key.shape[3] + value.shape[3]))
+    cost = query.shape[0] * max(
+        query.shape[2] * query.shape[3], key.shape[2] * (key.shape[3] + value.shape[3])
+    )
     for part in batches(problem, query.device, dtype, cost, _BUDGET[kind]):
         if part.keys is not None:
             yield part
@@ -97,7 +101,9 @@ def _factor(problem: Problem, rows: Tensor, heads: int) -> float | Tensor:
     """The scale of the scores, per row where it differs by head: broadcasts to (B * c, Hkv, R, D)."""
     if problem.head_scale is None:
         return problem.scale
-    per_row = problem.head_scale.to(torch.float64 if rows.dtype == torch.float64 else torch.float32) * problem.scale
+    per_row = (
+        problem.head_scale.to(torch.float64 if rows.dtype == torch.float64 else torch.float32) * problem.scale
+    )
     queries = rows.shape[1] * rows.shape[2] // heads
     return per_row.view(rows.shape[1], -1).repeat_interleave(queries, 1)[..., None]
 
@@ -145,7 +151,8 @@ def backward(
     grads = [torch.zeros(t.shape, dtype=accum, device=t.device) for t in (query, key, value)]
     if batch == 0:
         return query.clone(), key.clone(), value.clone()
-    # d score = p * (dp - delta): delta is what the row's softmax takes back, less what the log-sum-exp asks for
+    # d score = p * (dp - delta): delta is what the row's softmax takes back, less what the log-sum-exp asks
+    # for
     delta = (out.to(accum) * grad_out.to(accum)).sum(-1) - grad_lse.to(accum)
     for part in _batches(problem, query, key, value, accum):
         sides = [query, grad_out, lse[..., None], delta[..., None]]

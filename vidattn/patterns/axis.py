@@ -1,7 +1,8 @@
 """The neighborhood rule along one axis, as NATTEN defines it (arXiv 2204.07143, 2504.16922; code of 0.21.7).
 
-With dilation d an axis of length L falls into d groups, the indices congruent modulo d; queries and keys of different
-groups never meet. Inside a group a query stands at a *position* p of n, and sees the positions ``first <= j < stop``.
+With dilation d an axis of length L falls into d groups, the indices congruent modulo d; queries and keys of
+different groups never meet. Inside a group a query stands at a *position* p of n, and sees the positions
+``first <= j < stop``.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class AxisRule:
         return -((group - self.length) // self.dilation)
 
     def interval(self, position: Tensor, count: Tensor | int) -> tuple[Tensor, Tensor]:
-        """``first`` and ``stop`` for queries at ``position`` in groups of ``count`` positions; both never decrease."""
+        """``first`` and ``stop`` for queries at ``position`` in groups of ``count`` positions; both never
+        decrease.
+        """
         count = torch.as_tensor(count, device=position.device)
         block = torch.div(position, self.stride, rounding_mode="floor") * self.stride
         if self.causal:

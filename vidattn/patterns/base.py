@@ -21,7 +21,8 @@ Coordinates = tuple[Tensor, Tensor, Tensor]
 class Pattern:
     """Which keys each query sees. ``allowed`` is the definition; masks, densities and plans follow from it.
 
-    Text tokens see everything and are seen by everything, except that padding (``TokenLayout.text_valid``) is not seen.
+    Text tokens see everything and are seen by everything, except that padding (``TokenLayout.text_valid``) is
+    not seen.
     """
 
     name: ClassVar[str]
@@ -75,7 +76,9 @@ class Pattern:
         return mask[0] if len(mask) == 1 else mask
 
     def density(self, layout: TokenLayout) -> float:
-        """Exact share of the S x S pairs that the mask allows (the mean over items when text padding differs)."""
+        """Exact share of the S x S pairs that the mask allows (the mean over items when text padding
+        differs).
+        """
         count, text, total = layout.grid_tokens, layout.text_tokens, layout.tokens
         real = float(text)
         if layout.text_valid is not None:
@@ -84,8 +87,11 @@ class Pattern:
         pairs = self.grid_pairs(layout.grid) + count * real + text * (count + real)
         return pairs / (total * total)
 
-    def plan(self, layout: TokenLayout, tile: Iterable[int] | None = None, key_tile: Iterable[int] | None = None) -> Plan:
-        """Tiles of queries and the key boxes that each visits. Text is not in the plan: every tile visits all of it.
+    def plan(
+        self, layout: TokenLayout, tile: Iterable[int] | None = None, key_tile: Iterable[int] | None = None
+    ) -> Plan:
+        """Tiles of queries and the key boxes that each visits. Text is not in the plan: every tile visits all
+        of it.
 
         Args:
             layout: only its grid matters.
@@ -95,7 +101,10 @@ class Pattern:
         Raises:
             ValueError: a tile is no triple of positive integers, or one that the pattern cannot use.
         """
-        shapes = [None if t is None else canonical_grid(tuple(t), n) for t, n in ((tile, "tile"), (key_tile, "key_tile"))]
+        shapes = [
+            None if t is None else canonical_grid(tuple(t), n)
+            for t, n in ((tile, "tile"), (key_tile, "key_tile"))
+        ]
         return _plan(self, layout.grid, shapes[0], shapes[1])
 
     # ------------------------------------------------------------------ as data

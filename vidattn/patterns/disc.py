@@ -26,8 +26,8 @@ def _reach(a0: int, a1: int, b0: int, b1: int) -> int:
 class Disc(Pattern):
     """Keys nearer than ``radius``: dy^2 + dx^2 < radius^2, strictly; clipped at borders; all frames.
 
-    CLEAR (Liu et al., arXiv 2412.16112), whose released code uses the strict comparison; it reproduces the paper's
-    63.5 and 154.1 GFLOPs for radius 8 and 32 at 1024 px.
+    CLEAR (Liu et al., arXiv 2412.16112), whose released code uses the strict comparison; it reproduces the
+    paper's 63.5 and 154.1 GFLOPs for radius 8 and 32 at 1024 px.
 
     Args:
         radius: in tokens, greater than 0.
@@ -83,7 +83,9 @@ class Disc(Pattern):
             tiles.append(Tile(start, size, tuple(boxes)))
         return Plan(grid, tile, (1, 1, 1), tuple(tiles))
 
-    def _band(self, start: Grid, stop: Grid, y0: int, y1: int, grid: Grid, key_tile: Grid | None) -> list[KeyBox]:
+    def _band(
+        self, start: Grid, stop: Grid, y0: int, y1: int, grid: Grid, key_tile: Grid | None
+    ) -> list[KeyBox]:
         """Boxes of the key rows [y0, y1), as narrow as the disc is there."""
         left = self._limit - _gap(start[1], stop[1], y0, y1) ** 2
         if left < 0:

@@ -20,13 +20,14 @@ Range = tuple[int, int]
 class Groups(Pattern):
     """GRAT (Ren et al., arXiv 2505.14687): non-overlapping groups; those at the far border are smaller.
 
-    ``region="blocks"`` (GRAT-B): the groups at most ``reach`` away on every axis. ``region="cross"`` (GRAT-X):
-    ``cross="planes"`` is the released code's union of planes (same group index along t, or h, or w), ``"lines"`` the
-    reading that a group index differs along at most one axis. An image has no t axis to share, so with one group along t
-    both mean the same row or the same column.
+    ``region="blocks"`` (GRAT-B): the groups at most ``reach`` away on every axis. ``region="cross"``
+    (GRAT-X): ``cross="planes"`` is the released code's union of planes (same group index along t, or h, or
+    w), ``"lines"`` the reading that a group index differs along at most one axis. An image has no t axis to
+    share, so with one group along t both mean the same row or the same column.
 
     Args:
-        size: tokens of a group, (t, h, w), (h, w) or an int; (4, 8, 8) is the authors' for video, (1, 16, 16) for images.
+        size: tokens of a group, (t, h, w), (h, w) or an int; (4, 8, 8) is the authors' for video, (1, 16, 16)
+            for images.
         region: "blocks" or "cross".
         reach: groups, for "blocks".
         cross: "planes" or "lines", for "cross".
@@ -62,7 +63,10 @@ class Groups(Pattern):
 
     def allowed(self, query: Coordinates, key: Coordinates, grid: Grid) -> Tensor:
         size = self.group_size(grid)
-        group = [[torch.div(c, s, rounding_mode="floor") for c, s in zip(p, size, strict=True)] for p in (query, key)]
+        group = [
+            [torch.div(c, s, rounding_mode="floor") for c, s in zip(p, size, strict=True)]
+            for p in (query, key)
+        ]
         if self.region == "blocks":
             t, y, x = ((q - k).abs() <= self.reach for q, k in zip(*group, strict=True))
             return t & y & x
@@ -95,7 +99,9 @@ class Groups(Pattern):
     def make_plan(self, grid: Grid, tile: Grid, key_tile: Grid | None) -> Plan:
         size = self.group_size(grid)
         if any(s % t for s, t in zip(size, tile, strict=True)):
-            raise ValueError(f"tile={tile}: must divide the group size {size}, so that a tile lies in one group")
+            raise ValueError(
+                f"tile={tile}: must divide the group size {size}, so that a tile lies in one group"
+            )
         tiles = []
         for start, stop in tile_bounds(grid, tile):
             lo = tuple(a // s * s for a, s in zip(start, size, strict=True))

@@ -23,22 +23,24 @@ def _power_below(n: int) -> int:
 class Radial(Pattern):
     """Radial attention (Li et al., arXiv 2506.19852), for video.
 
-    Let d be the distance of two frames of s tokens, k and l places in them (raster order), g the largest power of two
-    that is at most max(d, 1).
+    Let d be the distance of two frames of s tokens, k and l places in them (raster order), g the largest
+    power of two that is at most max(d, 1).
 
-    ``variant="paper"``: frames with d <= 1 see each other wholly; then |k - l| + 1 <= decay * s / g, or k = l where d is a
-    multiple of ceil(g / s). The paper has no decay (1.0).
+    ``variant="paper"``: frames with d <= 1 see each other wholly; then |k - l| + 1 <= decay * s / g, or k = l
+    where d is a multiple of ceil(g / s). The paper has no decay (1.0).
 
-    ``variant="release"``: the released code's rule on blocks of ``block`` tokens. Frames with d <= 1 wholly; further apart
-    the half-width is max(block, decay * P / g) tokens with P the largest power of two at most s, and only every n-th
-    distance is kept once P / g falls below 128. A block of a frame pair is kept when over 60 % of its columns have over a
-    third of their rows inside. Wherever a frame is a multiple of the block this equals the released mask; elsewhere the
-    released code lays blocks across frame borders and loses tokens there, while here blocks start anew in each frame.
+    ``variant="release"``: the released code's rule on blocks of ``block`` tokens. Frames with d <= 1 wholly;
+    further apart the half-width is max(block, decay * P / g) tokens with P the largest power of two at most
+    s, and only every n-th distance is kept once P / g falls below 128. A block of a frame pair is kept when
+    over 60 % of its columns have over a third of their rows inside. Wherever a frame is a multiple of the
+    block this equals the released mask; elsewhere the released code lays blocks across frame borders and
+    loses tokens there, while here blocks start anew in each frame.
 
     Args:
         decay: scales the widths beyond neighbouring frames; greater than 0, at most 1.
         variant: "paper" or "release".
-        sink: every query sees the whole first frame (the released code: Wan only; the paper's figures: all models).
+        sink: every query sees the whole first frame (the released code: Wan only; the paper's figures: all
+            models).
         block: tokens of a block, for "release".
 
     Raises:
@@ -52,7 +54,11 @@ class Radial(Pattern):
     block: int = 128
 
     def __post_init__(self) -> None:
-        if isinstance(self.decay, bool) or not isinstance(self.decay, (int, float)) or not 0 < self.decay <= 1:
+        if (
+            isinstance(self.decay, bool)
+            or not isinstance(self.decay, (int, float))
+            or not 0 < self.decay <= 1
+        ):
             raise ValueError(f"decay={self.decay!r}: must be a number in (0, 1]")
         object.__setattr__(self, "decay", float(self.decay))
         if self.variant not in ("paper", "release"):
@@ -76,7 +82,9 @@ class Radial(Pattern):
         (qt, qy, qx), (kt, ky, kx) = query, key
         unit = self._unit
         width = torch.tensor(self.half_widths(grid[0], grid[1] * grid[2]), device=qt.device)
-        place, other = (torch.div(y * grid[2] + x, unit, rounding_mode="floor") for y, x in ((qy, qx), (ky, kx)))
+        place, other = (
+            torch.div(y * grid[2] + x, unit, rounding_mode="floor") for y, x in ((qy, qx), (ky, kx))
+        )
         inside = (place - other).abs() <= width[(qt - kt).abs()]
         return inside | (kt == 0) if self.sink else inside
 
@@ -121,7 +129,9 @@ class Radial(Pattern):
         return Plan(view, tile, (1, 1, 1), tuple(tiles))
 
     def _runs(self, start: Grid, stop: Grid, view: Grid, widths: tuple[int, ...]) -> list[list]:
-        """[first frame, last frame + 1, first key, last key + 1, full]; neighbouring frames with equal runs are joined."""
+        """[first frame, last frame + 1, first key, last key + 1, full]; neighbouring frames with equal runs
+        are joined.
+        """
         unit = self._unit
         low, high = start[2] // unit, (stop[2] - 1) // unit
         runs: list[list] = []

@@ -14,7 +14,9 @@ from vidattn.patterns.groups import Groups
 from vidattn.patterns.radial import Radial
 from vidattn.patterns.window import Neighborhood, SlidingWindow
 
-PATTERNS: dict[str, type[Pattern]] = {c.name: c for c in (Full, Neighborhood, SlidingWindow, Disc, Groups, Radial)}
+PATTERNS: dict[str, type[Pattern]] = {
+    c.name: c for c in (Full, Neighborhood, SlidingWindow, Disc, Groups, Radial)
+}
 
 
 def nearest(word: str, known: Mapping[str, Any] | list[str]) -> str:
@@ -90,5 +92,9 @@ def _read_value(value: str) -> Any:
 
 
 def _example(name: str) -> str:
-    examples = {"neighborhood": "neighborhood:window=17x17", "sliding": "sliding:base=30x52", "disc": "disc:radius=16"}
+    examples = {
+        "neighborhood": "neighborhood:window=17x17",
+        "sliding": "sliding:base=30x52",
+        "disc": "disc:radius=16",
+    }
     return examples.get(name, name)

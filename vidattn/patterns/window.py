@@ -18,7 +18,8 @@ from vidattn.plan import KeyBox, Plan, Tile, ranges
 
 @dataclass(frozen=True)
 class _AxisTile:
-    """One axis of a tile: its queries, the pieces of the union of their windows (start, size, full), and each query's
+    """One axis of a tile: its queries, the pieces of the union of their windows (start, size, full), and each
+    query's
     window relative to the union, which decides the element mask."""
 
     start: int
@@ -33,7 +34,8 @@ def _axis_tiles(rule: AxisRule, group: int, tile: int, key_tile: int | None) -> 
     first, stop = (edge.tolist() for edge in rule.interval(position, count))
     made = []
     for p0, p1 in ranges(0, count, tile):
-        # both edges never decrease along the axis, so the outer ones give the union and the inner ones the intersection
+        # both edges never decrease along the axis, so the outer ones give the union and the inner ones the
+        # intersection
         union, common = (first[p0], stop[p1 - 1]), (first[p1 - 1], stop[p0])
         pieces = ranges(*union, key_tile or count)
         keys = tuple((group + a * step, b - a, common[0] <= a and b <= common[1]) for a, b in pieces)
@@ -62,7 +64,8 @@ class WindowPattern(Pattern):
     def default_tile(self, grid: Grid) -> Grid:
         if grid[0] == 1 and grid[1] == 1:
             return 1, 1, 64
-        # where the window spans all frames, frames in a tile add no keys but neither do they help: keep tiles flat
+        # where the window spans all frames, frames in a tile add no keys but neither do they help: keep tiles
+        # flat
         flat = self.rules(grid)[0].whole or self.rules(grid)[0].window == 1
         return (1, 8, 8) if flat else (4, 4, 4)
 
@@ -91,10 +94,11 @@ class WindowPattern(Pattern):
 
 @dataclass(frozen=True)
 class Neighborhood(WindowPattern):
-    """Neighborhood attention: each query sees the window around it, moved inward at borders so that it is never cut.
+    """Neighborhood attention: each query sees the window around it, moved inward at borders so that it is
+    never cut.
 
-    Exactly NATTEN's rule (Hassani et al., arXiv 2204.07143; dilation 2209.15001; stride 2504.16922), with windows of 1
-    allowed. Windows larger than the grid are cut to it.
+    Exactly NATTEN's rule (Hassani et al., arXiv 2204.07143; dilation 2209.15001; stride 2504.16922), with
+    windows of 1 allowed. Windows larger than the grid are cut to it.
 
     Args:
         window: size in tokens, an int (h = w, the whole of t), (h, w) or (t, h, w).
@@ -114,18 +118,24 @@ class Neighborhood(WindowPattern):
     window: Size
     stride: Size = 1
     dilation: Size = 1
-    causal: bool | tuple[bool, bool, bool] = False
+    causal: bool | tuple[bool, ...] = False
 
     def __post_init__(self) -> None:
         for field in ("window", "stride", "dilation"):
             object.__setattr__(self, field, normal_size(getattr(self, field), field))
         causal = self.causal
         if not isinstance(causal, bool):
-            if not isinstance(causal, (tuple, list)) or len(causal) != 3 or not all(c in (0, 1) for c in causal):
+            if (
+                not isinstance(causal, (tuple, list))
+                or len(causal) != 3
+                or not all(c in (0, 1) for c in causal)
+            ):
                 raise ValueError(f"causal={causal!r}: give True, False or three of them for (t, h, w)")
             object.__setattr__(self, "causal", tuple(bool(c) for c in causal))
         free = 2**62  # an axis that the window leaves out is as long as it likes
-        for axis, stride, window in zip("thw", per_axis(self.stride, 1), per_axis(self.window, free), strict=True):
+        for axis, stride, window in zip(
+            "thw", per_axis(self.stride, 1), per_axis(self.window, free), strict=True
+        ):
             if stride > window:
                 raise ValueError(f"stride={self.stride!r}: larger than window={self.window!r} on axis {axis}")
         super().__post_init__()
@@ -133,7 +143,12 @@ class Neighborhood(WindowPattern):
     def rules(self, grid: Grid) -> tuple[AxisRule, AxisRule, AxisRule]:
         causal = (self.causal,) * 3 if isinstance(self.causal, bool) else self.causal
         sizes = zip(
-            grid, per_axis(self.window, grid[0]), per_axis(self.stride, 1), per_axis(self.dilation, 1), causal, strict=True
+            grid,
+            per_axis(self.window, grid[0]),
+            per_axis(self.stride, 1),
+            per_axis(self.dilation, 1),
+            causal,
+            strict=True,
         )
         t, y, x = (AxisRule.cut(*axis) for axis in sizes)
         return t, y, x
@@ -141,10 +156,11 @@ class Neighborhood(WindowPattern):
 
 @dataclass(frozen=True)
 class SlidingWindow(WindowPattern):
-    """FreeSwim's inward window: each query keeps the receptive field of the size that the model was trained at.
+    """FreeSwim's inward window: each query keeps the receptive field of the size that the model was trained
+    at.
 
-    The window has 2*(base//2) + 1 tokens per spatial axis, moved inward at borders, and spans all frames; the set equals
-    a neighborhood of that odd size (arXiv 2511.14712).
+    The window has 2*(base//2) + 1 tokens per spatial axis, moved inward at borders, and spans all frames; the
+    set equals a neighborhood of that odd size (arXiv 2511.14712).
 
     Args:
         base: (h, w) of the training grid in tokens, or an int for both.
@@ -178,5 +194,7 @@ class SlidingWindow(WindowPattern):
 
     def rules(self, grid: Grid) -> tuple[AxisRule, AxisRule, AxisRule]:
         height, width = self.window()
-        t, y, x = (AxisRule.cut(n, w, 1, 1, False) for n, w in zip(grid, (grid[0], height, width), strict=True))
+        t, y, x = (
+            AxisRule.cut(n, w, 1, 1, False) for n, w in zip(grid, (grid[0], height, width), strict=True)
+        )
         return t, y, x
