@@ -180,7 +180,7 @@ def call_arguments(model: Loaded, arguments: argparse.Namespace) -> dict[str, An
 
 
 def _guidance_name(model: Loaded) -> str:
-    """FLUX without distilled guidance is guided the classical way, which its pipeline calls true_cfg_scale."""
+    """An undistilled FLUX is guided the classical way, which its pipeline calls true_cfg_scale."""
     known = inspect.signature(model.pipe.__call__).parameters
     config = getattr(getattr(model.pipe, "transformer", None), "config", {})
     if "true_cfg_scale" in known and not config.get("guidance_embeds", True):

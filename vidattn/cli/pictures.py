@@ -17,7 +17,7 @@ MOVING = (".gif", ".png")
 
 def save_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:
     """Save one picture; each setting becomes a text chunk of the PNG."""
-    _replace(path, lambda target: image.save(target, format="PNG", pnginfo=_chunks(settings)))
+    _replace(path, lambda target: image.save(target, format="PNG", optimize=True, pnginfo=_chunks(settings)))
 
 
 def save_clip(frames: list[Image.Image], path: Path, settings: Mapping[str, Any], rate: float) -> None:

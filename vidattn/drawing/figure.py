@@ -75,27 +75,34 @@ def _tile_panel(pattern: Pattern, layout: TokenLayout, query: Grid, plan: Plan) 
     queries = tokens_of(tile, plan)
     share = sees(pattern, grid, queries).double().mean(0)
     colors = _fill(grid, UNSEEN).reshape(-1, 3)
+    wasted = 0
     for box in tile.boxes:
         keys = tokens_of(box, plan)
         if box.full:
             colors[keys.numpy()] = FULL
         else:
             colors[keys.numpy()] = _blend(SOME, PARTIAL, share[keys].numpy())
-            colors[keys[share[keys] == 0].numpy()] = WASTED
+            unseen = keys[share[keys] == 0].numpy()
+            colors[unseen] = WASTED
+            wasted += len(unseen)
     colors[queries.numpy()] = QUERY
     visited = sum(volume(box.size) for box in tile.boxes)
     full = sum(volume(box.size) for box in tile.boxes if box.full)
     view = FrameView(grid, query[0], _SIDE)
     legend = [
-        (QUERY, f"the tile of that query: {len(queries)} queries (they are keys too)"),
-        (FULL, f"full boxes, no mask needed: {full:,} keys"),
-        (PARTIAL, f"partial boxes, masked: {visited - full:,} keys, deeper where more see them"),
-        (WASTED, "visited for nothing: in a partial box, but no query sees it"),
-        (UNSEEN, "not visited"),
+        (QUERY, f"the tile of that query: {len(queries)} queries (they are keys too)", True),
+        (FULL, f"full boxes, no mask needed: {full:,} keys", full > 0),
+        (
+            PARTIAL,
+            f"partial boxes, masked: {visited - full:,} keys, deeper where more see them",
+            visited > full,
+        ),
+        (WASTED, "visited for nothing: in a partial box, but no query sees it", bool(wasted)),
+        (UNSEEN, "not visited", visited < layout.grid_tokens),
     ]
-    return Panel(
-        view.draw(colors.reshape(*grid, 3)), "What its tile visits", view.note() + _text_note(layout), legend
-    )
+    shown = [(color, meaning) for color, meaning, occurs in legend if occurs]
+    image = view.draw(colors.reshape(*grid, 3))
+    return Panel(image, "What its tile visits", view.note() + _text_note(layout), shown)
 
 
 def _matrix_panel(pattern: Pattern, layout: TokenLayout) -> Panel:
@@ -110,7 +117,7 @@ def _matrix_panel(pattern: Pattern, layout: TokenLayout) -> Panel:
     legend = [(SEEN, "seen; paler where a pixel holds unseen pairs too"), (UNSEEN, "not seen")]
     if layout.text_tokens:
         legend.append((TEXT, "text: sees all and is seen by all"))
-    caption = [f"rows are queries, columns keys, raster order; {layout.tokens / side:.3g} tokens a pixel"]
+    caption = [f"rows are queries, columns keys, raster order; one pixel is {layout.tokens / side:.3g} wide"]
     if not exact:
         caption.append("drawn from a sample of the rows")
     return Panel(image, "The whole matrix", caption, legend)
