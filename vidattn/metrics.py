@@ -32,7 +32,7 @@ def psnr(a: Tensor, b: Tensor, data_range: float = 1.0) -> Tensor:
         ValueError: the shapes differ or aren't pictures, or ``data_range`` isn't positive.
 
     Example:
-        >>> psnr(torch.zeros(3, 8, 8), torch.full((3, 8, 8), 0.1)).item()
+        >>> round(psnr(torch.zeros(3, 8, 8), torch.full((3, 8, 8), 0.1)).item(), 4)
         20.0
     """
     a, b = _pictures(a, b, data_range)
