@@ -219,12 +219,15 @@ def _watched(
     original: Callable, processor: Any, attn: Any, slot: Slot, args: tuple, kwargs: dict[str, Any]
 ) -> Any:
     """The processor's call, noting for the report whether attention came by."""
+    layer = attn.__dict__.get(LAYER)
+    if layer is not None and layer is CURRENT.layer:  # a subclass's __call__ that calls its base's
+        return original(processor, attn, *args, **kwargs)
     outer = CURRENT.slot, CURRENT.layer, CURRENT.reached, CURRENT.missed
-    CURRENT.slot, CURRENT.layer, CURRENT.reached, CURRENT.missed = slot, attn.__dict__.get(LAYER), False, ""
+    CURRENT.slot, CURRENT.layer, CURRENT.reached, CURRENT.missed = slot, layer, False, ""
     try:
         result = original(processor, attn, *args, **kwargs)
-        if not CURRENT.reached and slot.decision is not None and CURRENT.layer is not None:
-            CURRENT.layer.bypassed(slot, slot.decision, CURRENT.missed or bypass_reason(processor))
+        if not CURRENT.reached and slot.decision is not None and layer is not None:
+            layer.bypassed(slot, slot.decision, CURRENT.missed or bypass_reason(processor))
         return result
     finally:
         CURRENT.slot, CURRENT.layer, CURRENT.reached, CURRENT.missed = outer

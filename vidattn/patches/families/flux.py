@@ -61,7 +61,10 @@ def _find_target(ids: Tensor) -> Target:
     table = (ids[0] if ids.ndim == 3 else ids).detach().cpu().double()
     if table.ndim != 2 or table.shape[1] < 3 or not len(table):
         return f"img_ids of shape {tuple(ids.shape)} is no table of positions"
-    table = table[: _leading(table[:, 0])]
+    whole = bool((table[:, 0] == table[:, 0].round()).all())  # pictures are told apart by whole numbers
+    tokens, table = len(table), table[: _leading(table[:, 0])]
+    if not whole or (len(table) == 1 and tokens > 1):
+        return "img_ids is no raster grid"
     width = _leading(table[:, 1])
     if len(table) % width:
         return "img_ids is no raster grid"
