@@ -25,19 +25,19 @@ def pixels(path: Path) -> np.ndarray:
 def test_a_picture_with_its_settings(vidattn_command, tiny_flux, tmp_path):
     out = tmp_path / "new folder" / "dog.png"
     words = ("generate", "--model", tiny_flux, "--prompt", PROMPT, *SMALL, "--output", out)
-    status, printed, errors = vidattn_command(*words, "--pattern", "neighborhood:window=5x5", "--seed", 7)
+    status, printed, errors = vidattn_command(*words, "--pattern", "neighborhood:window=3x3", "--seed", 7)
     assert (status, "Traceback" in errors) == (0, False)
     assert pixels(out).shape == (64, 96, 3)
     settings = read_settings(out)
     assert settings["prompt"] == PROMPT
-    assert settings["pattern"] == "neighborhood:window=5x5"
+    assert settings["pattern"] == "neighborhood:window=3x3"
     assert {key: settings[key] for key in ("seed", "height", "width", "num_inference_steps")} == {
         "seed": "7",
         "height": "64",
         "width": "96",
         "num_inference_steps": "2",
     }
-    for expected in ("neighborhood:window=5x5", "grid 1x16x24", "backend torch", "density 0.", str(out)):
+    for expected in ("neighborhood:window=3x3", "grid 1x4x6", "backend torch", "density 0.", str(out)):
         assert expected in printed
     assert [path.name for path in out.parent.iterdir()] == ["dog.png"]  # no partial file is left
 
@@ -90,7 +90,7 @@ def test_a_window_of_the_whole_grid_is_dense(vidattn_command, tiny_flux, tmp_pat
         "--compare",
         "dense",
     )
-    status, _, _ = vidattn_command(*words, "--pattern", "neighborhood:window=16x24", "--backend", "torch")
+    status, _, _ = vidattn_command(*words, "--pattern", "neighborhood:window=4x6", "--backend", "torch")
     assert status == 0
     assert float(read_settings(out)["psnr"]) > 100
 
@@ -190,7 +190,7 @@ def test_the_models_own_defaults(vidattn_command, tiny_flux, tmp_path):
     ("options", "expected"),
     [
         (("--size", "12y"), ("--size", "'12y'", "384x512")),
-        (("--size", 34), ("--size", "34x34", "multiples of 4")),
+        (("--size", 34), ("--size", "34x34", "multiples of 16")),
         (("--steps", 0), ("--steps", "'0'", "at least 1")),
         (("--seed", "-1"), ("--seed", "'-1'", "at least 0")),
         (("--guidance", "nan"), ("--guidance", "'nan'")),
