@@ -82,3 +82,5 @@ def test_the_folder_map_is_complete():
     listed = section("Folders")
     for folder in (path for path in (ROOT / "vidattn").iterdir() if (path / "__init__.py").exists()):
         assert f"{folder.name}/" in listed, folder.name
+    for name in ("benchmarks", "demos", "docs", "tests"):
+        assert (f"| {name}/ |" in listed) == (ROOT / name).is_dir(), name
