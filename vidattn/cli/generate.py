@@ -64,7 +64,10 @@ def _add_pattern(parser: argparse.ArgumentParser) -> None:
     add("--dense-steps", type=whole, default=0, metavar="N", help="run the first N steps dense")
     add("--dense-last-steps", type=whole, default=0, metavar="N", help="run the last N steps dense")
     add(
-        "--dense-layers", default="", metavar="GLOBS", help="names of layers that stay dense, comma-separated"
+        "--dense-layers",
+        default="",
+        metavar="GLOBS",
+        help="layers that stay dense: names, numbers, comma-separated",
     )
     add(
         "--min-tokens",
