@@ -274,7 +274,9 @@ def test_wrong_weights_change_nothing(tmp_path):
         vidattn.patch(model, "clear", weights=tmp_path / "pickled.safetensors")
     for suffix in ("bin", "pt", "ckpt"):
         torch.save({name: tensor}, tmp_path / f"w.{suffix}")
-        with pytest.raises(ValueError, match="only .safetensors files are read; pickled files can run code"):
+        with pytest.raises(
+            ValueError, match=r"only \.safetensors files are read; pickled files can run code"
+        ):
             vidattn.patch(model, "clear", weights=tmp_path / f"w.{suffix}")
     save_file({name: tensor}, tmp_path / "good.safetensors")
     model.fuse_qkv_projections()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxControlNetPipeline
+from diffusers import ControlNetModel, FluxControlNetPipeline, StableDiffusionControlNetPipeline
 from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxIPAdapterAttnProcessor
 from peft import LoraConfig
@@ -303,3 +304,70 @@ def test_a_model_inside_torch_compile_is_found():
     assert handle.models == [inner]
     vidattn.unpatch(pipe)
     assert vidattn.report(pipe).patched is False
+
+
+@pytest.mark.parametrize("name", ["flux", "sd"])
+def test_autocast(name, sparse_calls):
+    model = denoiser(name)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        dense = model(**inputs(name), return_dict=False)[0]
+        vidattn.patch(model, "neighborhood", window=99, min_tokens=0, strict=True, backend="torch")
+        got = model(**inputs(name), return_dict=False)[0]
+    assert sparse_calls
+    assert got.dtype == dense.dtype
+    torch.testing.assert_close(got, dense, rtol=0, atol=3e-2 * float(dense.abs().max()))
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_accelerate_offload_hooks(order, sparse_calls):
+    from accelerate import cpu_offload
+
+    model = denoiser("sd")
+    vidattn.patch(model, SMALL, min_tokens=0)
+    expected = forward(model, "sd")
+    vidattn.unpatch(model)
+    if order == "after":
+        vidattn.patch(model, SMALL, min_tokens=0)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    if order == "before":
+        vidattn.patch(model, SMALL, min_tokens=0)
+    sparse_calls.clear()
+    assert torch.equal(forward(model, "sd"), expected)
+    assert len(sparse_calls) == 4
+
+
+def test_own_processors_set_before_patching(sparse_calls):
+    model = denoiser("sd")
+    vidattn.patch(model, SMALL, min_tokens=0)
+    expected = forward(model, "sd")
+    vidattn.unpatch(model)
+    model.set_attn_processor(OwnFullProcessor())
+    gc.collect()
+    with vidattn.patched(denoiser("wan"), SMALL):
+        pass  # no patch is left anywhere, so diffusers' own classes are as they were
+    vidattn.patch(model, SMALL, min_tokens=0)
+    sparse_calls.clear()
+    assert torch.equal(forward(model, "sd"), expected)
+    assert len(sparse_calls) == 4
+    assert {row.reason for row in vidattn.report(model).layers} == {""}
+
+
+def test_sd_controlnet_in_a_pipeline(sparse_calls):
+    base = build("sd")
+    controlnet = ControlNetModel.from_unet(
+        model_of(base), conditioning_embedding_out_channels=(8, 8, 8, 8)
+    ).eval()
+    torch.manual_seed(6)
+    for block in [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]:
+        nn.init.normal_(block.weight, std=0.5)
+    pipe = StableDiffusionControlNetPipeline(
+        **base.components | {"controlnet": controlnet}, requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    picture = {"image": torch.rand(1, 3, 64, 96)}
+    dense = run("sd", pipe, **picture)
+    vidattn.patch(pipe, "neighborhood", window=99, min_tokens=0)
+    assert_same(run("sd", pipe, **picture), dense)
+    vidattn.patch(pipe, Neighborhood(1), min_tokens=0, strict=True)
+    assert not torch.equal(run("sd", pipe, **picture), dense)
+    assert {row.model for row in vidattn.report(pipe).layers} == {"unet", "controlnet"}

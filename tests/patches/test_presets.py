@@ -109,7 +109,7 @@ def test_unet_layers_run_in_the_order_they_are_listed():
         ran: list[str] = []
         for module_name, module in model.named_modules():
             if module_name.endswith("attn1"):
-                module.register_forward_pre_hook(lambda m, args, n=module_name: ran.append(n))
+                module.register_forward_pre_hook(lambda m, args, n=module_name, to=ran: to.append(n))
         with torch.no_grad():
             model(**inputs(name))
         assert ran == listed

@@ -185,13 +185,12 @@ def test_an_exception_inside_a_layer_leaves_nothing_running():
     vidattn.patch(patched, SMALL, min_tokens=0)
     first = forward(patched, "flux")
     linear = patched.transformer_blocks[0].attn.to_out[0]
+    linear.weight, kept = nn.Parameter(torch.ones(3, 3)), linear.weight
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        linear.weight, kept = nn.Parameter(torch.ones(3, 3)), linear.weight
         forward(patched, "flux")
     linear.weight = kept
-    assert torch.equal(
-        forward(plain, "flux"), expected
-    )  # this thread is not "inside" the failed layer any more
+    # this thread is not inside the failed layer any more
+    assert torch.equal(forward(plain, "flux"), expected)
     assert torch.equal(forward(patched, "flux"), first)
 
 

@@ -84,6 +84,13 @@ class ModelPatch:
     # ------------------------------------------------------------------ on and off
     def attach(self, model: nn.Module) -> None:
         """Put the slots on the model's attention modules and the hook on the model."""
+        try:
+            self._attach(model)
+        except BaseException:
+            self.detach(model)
+            raise
+
+    def _attach(self, model: nn.Module) -> None:
         with _lock:
             _register(self)
             if self.weights is not None:
@@ -126,7 +133,7 @@ class ModelPatch:
             routes.cover(planned.layer.module.processor)
         reading, trouble = self._read(model, arguments)
         steps = self.clock.tick(arguments.get("timestep"), self.family.timestep_scale)
-        device = next((a.device.type for a in arguments.values() if isinstance(a, Tensor)), "cpu")
+        device = next((a.device for a in arguments.values() if isinstance(a, Tensor)), torch.device("cpu"))
         decisions = []
         for number, slot in enumerate(self.slots):
             layout = reading.layouts.get(slot.spec.group)
@@ -149,7 +156,13 @@ class ModelPatch:
             return Reading({}), str(trouble)
 
     def _decide(
-        self, slot: Slot, layout: TokenLayout | None, steps: str, device: str, note: str, trouble: str
+        self,
+        slot: Slot,
+        layout: TokenLayout | None,
+        steps: str,
+        device: torch.device,
+        note: str,
+        trouble: str,
     ) -> Decision:
         def dense(reason: str, fallback: bool = False) -> Decision:
             return Decision(layout, None, 1.0, steps, "", reason, fallback, note)
@@ -162,7 +175,7 @@ class ModelPatch:
         if layout is None:
             return dense(trouble or "the grid is not known", fallback=True)
         auto = self.settings.min_tokens == "auto"
-        least = MIN_TOKENS.get(device, MIN_TOKENS["cuda"]) if auto else int(self.settings.min_tokens)
+        least = MIN_TOKENS.get(device.type, MIN_TOKENS["cuda"]) if auto else int(self.settings.min_tokens)
         if layout.grid_tokens < least:
             return dense(f"{layout.grid_tokens} tokens, under min_tokens {least}", fallback=True)
         pattern = rule.resolve(layout.grid)
@@ -172,8 +185,9 @@ class ModelPatch:
         if auto and density > DENSE_ENOUGH:
             return dense(f"{pattern} has density {density:.2f}, over {DENSE_ENOUGH}", fallback=True)
         backend, _ = backends.resolve(slot.spec.backend, pattern, layout)
-        text_first = layout.text_before > 0
-        return Decision(layout, pattern, density, steps, backend, note=note, text_first=text_first)
+        extent = torch.empty(layout.grid, dtype=torch.bool, device=device)
+        first = layout.text_before > 0
+        return Decision(layout, pattern, density, steps, backend, note=note, text_first=first, extent=extent)
 
     def _be_strict(self, decisions: list[Decision]) -> None:
         for slot, decision in zip(self.slots, decisions, strict=True):

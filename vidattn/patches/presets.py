@@ -106,7 +106,7 @@ PRESETS: dict[str, Preset] = {
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How a layer's pattern is found: ``pattern``, ``preset`` with ``options``, or none, as ``dense`` says."""
+    """Where a layer's pattern comes from: ``pattern``, a ``preset``, or none because of ``dense``."""
 
     pattern: Pattern | None = None
     preset: str = ""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 import types
 from collections.abc import Callable
 from typing import Any, cast
@@ -47,14 +48,20 @@ _rebound: list[
 _shims: dict[type, tuple[str, Callable, Callable]] = {}  # class: method name, original, shim
 _covered: set[type] = set()
 _original_dispatch: Callable | None = None
+_lock = threading.RLock()
 
 
 def _layout(decision: Decision, length: int) -> TokenLayout | None:
-    """The decision's layout with as much text in front as the call has: one graph for all prompts."""
-    layout = decision.layout
-    if layout is None or not decision.text_first:
+    """The decision's layout, its sizes taken from tensors: one graph serves all sizes and prompts."""
+    layout, extent = decision.layout, decision.extent
+    if layout is None or extent is None:
         return layout
-    return TokenLayout(layout.grid, length - layout.grid_tokens - layout.text_after, layout.text_after)
+    frames, height, width = extent.shape
+    if not decision.text_first:
+        return TokenLayout((frames, height, width), 0, layout.text_after)
+    return TokenLayout(
+        (frames, height, width), length - extent.numel() - layout.text_after, layout.text_after
+    )
 
 
 def _refusal(layout: TokenLayout | None, query: Tensor, key: Tensor, mask: Any, dropout: float) -> str:
@@ -68,6 +75,15 @@ def _refusal(layout: TokenLayout | None, query: Tensor, key: Tensor, mask: Any, 
     if query.shape[2] != key.shape[2]:
         return "query and key heads differ"
     return ""
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """As autocast treats the inputs of torch's own attention."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(t.to(dtype) if t.dtype != torch.float64 else t for t in tensors)
 
 
 def _turn(
@@ -103,6 +119,7 @@ def _turn(
             raise RuntimeError(f"vidattn: a layer would run dense although strict=True: {reason}")
         return None
     backend = slot.spec.backend
+    query, key, value = _autocast(query, key, value)
     result = attention(query, key, value, decision.pattern, layout, scale=scale, backend=backend)
     return cast(Tensor, result)
 
@@ -178,6 +195,7 @@ def _functional_view() -> types.ModuleType:
     view = types.ModuleType("vidattn_functional")
     view.__dict__.update({k: v for k, v in vars(functional).items() if not k.startswith("__")})
     view.scaled_dot_product_attention = _sdpa_router  # type: ignore[attr-defined]
+    view.__getattr__ = functools.partial(getattr, functional)  # type: ignore[method-assign]  # what torch gets later
     return view
 
 
@@ -243,20 +261,19 @@ def cover(processor: Any) -> None:
     cls = type(processor)
     if cls in _covered:
         return
-    _covered.add(cls)
-    name = "__call__"
-    owner = next((c for c in cls.__mro__ if name in vars(c) and c is not nn.Module), None)
-    if owner is None and isinstance(processor, nn.Module):
-        name = "forward"
-        owner = next((c for c in cls.__mro__ if name in vars(c) and c is not nn.Module), None)
-    if owner is None:
-        return
-    if owner not in _shims:
-        original = vars(owner)[name]
-        shim = _shim(original)
-        _shims[owner] = (name, original, shim)
-        setattr(owner, name, shim)
-    _cover_namespace(owner.__module__)
+    with _lock:
+        for owner in cls.__mro__:
+            # processors that are modules may define forward instead; nn.Module's own __call__ stays as it is
+            names = ("__call__", "forward") if isinstance(processor, nn.Module) else ("__call__",)
+            name = next((n for n in names if n in vars(owner)), None)
+            if name is None or owner is nn.Module:
+                continue
+            if owner not in _shims:
+                original = vars(owner)[name]
+                _shims[owner] = (name, original, _shim(original))
+                setattr(owner, name, _shims[owner][2])
+            _cover_namespace(owner.__module__)
+        _covered.add(cls)
 
 
 def install() -> None:
@@ -270,12 +287,13 @@ def install() -> None:
 
 def uninstall() -> None:
     """Undo :func:`install` and :func:`cover`, except where somebody has since put something else."""
-    for namespace, name, old, new in _rebound:
-        if namespace.get(name) is new:
-            namespace[name] = old
-    for owner, (name, original, shim) in _shims.items():
-        if vars(owner).get(name) is shim:
-            setattr(owner, name, original)
-    _rebound.clear()
-    _shims.clear()
-    _covered.clear()
+    with _lock:
+        for namespace, name, old, new in _rebound:
+            if namespace.get(name) is new:
+                namespace[name] = old
+        for owner, (name, original, shim) in _shims.items():
+            if vars(owner).get(name) is shim:
+                setattr(owner, name, original)
+        _rebound.clear()
+        _shims.clear()
+        _covered.clear()

@@ -11,6 +11,8 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from vidattn.layout import TokenLayout
 from vidattn.patches.presets import Rule
 from vidattn.patterns import Pattern
@@ -27,7 +29,9 @@ class Decision:
 
     ``pattern`` None means dense, through the model's own attention, for ``reason``; ``fallback`` says that
     this was not asked for. ``steps`` names the step class that the forward belongs to. Graphs read
-    ``text_first``, whether text stands in front of the grid, instead of its length.
+    ``extent``, an empty tensor of the grid's shape, and ``text_first``, whether text stands in front, instead
+    of
+    numbers: numbers would be constants to them, and every size a new graph.
     """
 
     layout: TokenLayout | None
@@ -39,6 +43,7 @@ class Decision:
     fallback: bool = False
     note: str = ""
     text_first: bool = False
+    extent: Tensor | None = None
 
 
 @dataclass(frozen=True)
