@@ -22,10 +22,15 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
+def dog(model: Path, out: Path, *options: object) -> tuple[object, ...]:
+    """The command for a small picture."""
+    return ("generate", "--model", model, "--prompt", PROMPT, *SMALL, "--output", out, *options)
+
+
 def test_a_picture_with_its_settings(vidattn_command, tiny_flux, tmp_path):
     out = tmp_path / "new folder" / "dog.png"
-    words = ("generate", "--model", tiny_flux, "--prompt", PROMPT, *SMALL, "--output", out)
-    status, printed, errors = vidattn_command(*words, "--pattern", "neighborhood:window=3x3", "--seed", 7)
+    options = ("--pattern", "neighborhood:window=3x3", "--seed", 7)
+    status, printed, errors = vidattn_command(*dog(tiny_flux, out, *options))
     assert (status, "Traceback" in errors) == (0, False)
     assert pixels(out).shape == (64, 96, 3)
     settings = read_settings(out)
@@ -44,19 +49,8 @@ def test_a_picture_with_its_settings(vidattn_command, tiny_flux, tmp_path):
 
 def test_compare_writes_both_and_measures_them(vidattn_command, tiny_flux, tmp_path):
     out = tmp_path / "dog.png"
-    words = (
-        "generate",
-        "--model",
-        tiny_flux,
-        "--prompt",
-        PROMPT,
-        *SMALL,
-        "--output",
-        out,
-        "--compare",
-        "dense",
-    )
-    status, printed, _ = vidattn_command(*words, "--pattern", "neighborhood:window=3x3")
+    options = ("--compare", "dense", "--pattern", "neighborhood:window=3x3")
+    status, printed, _ = vidattn_command(*dog(tiny_flux, out, *options))
     assert status == 0
     sparse, dense, gap = (
         pixels(tmp_path / name) for name in ("dog.png", "dog-dense.png", "dog-difference.png")
@@ -71,26 +65,13 @@ def test_compare_writes_both_and_measures_them(vidattn_command, tiny_flux, tmp_p
     assert f"PSNR {float(settings['psnr']):.2f} dB, SSIM {float(settings['ssim']):.4f}" in printed
     assert not np.array_equal(sparse, dense)
     expected = np.clip(np.abs(sparse.astype(float) - dense.astype(float)) * 4, 0, 255)
-    assert (
-        np.abs(gap - expected).max() <= 5
-    )  # each picture is off by half a step at most, enlarged four times
+    assert np.abs(gap - expected).max() <= 5  # rounding: half a step in each picture, four times enlarged
 
 
 def test_a_window_of_the_whole_grid_is_dense(vidattn_command, tiny_flux, tmp_path):
     out = tmp_path / "dog.png"
-    words = (
-        "generate",
-        "--model",
-        tiny_flux,
-        "--prompt",
-        PROMPT,
-        *SMALL,
-        "--output",
-        out,
-        "--compare",
-        "dense",
-    )
-    status, _, _ = vidattn_command(*words, "--pattern", "neighborhood:window=4x6", "--backend", "torch")
+    options = ("--compare", "dense", "--pattern", "neighborhood:window=4x6", "--backend", "torch")
+    status, _, _ = vidattn_command(*dog(tiny_flux, out, *options))
     assert status == 0
     assert float(read_settings(out)["psnr"]) > 100
 
@@ -99,19 +80,7 @@ def test_the_seed_decides(vidattn_command, tiny_flux, tmp_path):
     made = []
     for seed in (1, 1, 2):
         out = tmp_path / f"{len(made)}.png"
-        words = (
-            "generate",
-            "--model",
-            tiny_flux,
-            "--prompt",
-            PROMPT,
-            *SMALL,
-            "--output",
-            out,
-            "--seed",
-            seed,
-        )
-        assert vidattn_command(*words, "--pattern", "none")[0] == 0
+        assert vidattn_command(*dog(tiny_flux, out, "--pattern", "none", "--seed", seed))[0] == 0
         made.append(pixels(out))
     assert np.array_equal(made[0], made[1])
     assert not np.array_equal(made[0], made[2])
