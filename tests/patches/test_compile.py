@@ -48,8 +48,11 @@ def forward(model: nn.Module, name: str, **sizes: int) -> Tensor:
         return model(**inputs(name, **sizes), return_dict=False)[0]
 
 
-@pytest.mark.parametrize("how", ["torch.compile", "model.compile", "repeated blocks"])
-@pytest.mark.parametrize("name", ["flux", "wan", "sd"])
+WAYS = [(name, "torch.compile") for name in ("flux", "wan", "sd")]
+WAYS += [("flux", "model.compile"), ("flux", "repeated blocks"), ("sd", "repeated blocks")]
+
+
+@pytest.mark.parametrize(("name", "how"), WAYS)
 def test_fullgraph_with_as_many_graphs_as_unpatched(name, how):
     counts = []
     for patched in (False, True):
@@ -90,13 +93,13 @@ def test_dense_steps_make_one_graph_more():
     }
 
 
-@pytest.mark.parametrize("name", ["flux", "sd"])
+@pytest.mark.parametrize("name", ["flux"])
 def test_patching_unpatching_and_repatching_a_compiled_model_is_noticed(name):
     model, graphs = denoiser(name), Graphs()
     dense = forward(model, name)
     fast = compiled(model, "model.compile", graphs)
     torch.testing.assert_close(forward(fast, name), dense, rtol=0, atol=1e-5)
-    for pattern in (SMALL, Neighborhood((2, 3)), Neighborhood(1)):
+    for pattern in (SMALL, Neighborhood(1)):
         vidattn.patch(model, pattern, min_tokens=0)
         plain = denoiser(name)
         vidattn.patch(plain, pattern, min_tokens=0)
@@ -120,7 +123,7 @@ def test_gradients_through_a_compiled_patched_model():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["flux", "wan", "sd"])
+@pytest.mark.parametrize("name", ["flux", "sd"])
 def test_new_sizes_do_not_recompile_for_ever(name):
     model, graphs = denoiser(name), Graphs()
     vidattn.patch(model, SMALL, min_tokens=0)

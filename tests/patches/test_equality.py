@@ -28,7 +28,7 @@ CALLS = {"flux": 4 * 2, "wan": 2 * 4, "sd": 4 * 2, "sdxl": 8 * 2}
 
 @contextmanager
 def planted_masks(pattern: Pattern, layouts: list[TokenLayout]) -> Iterator[list[int]]:
-    """Brute force: torch's own attention gets the pattern's mask where a model attends over the whole grid."""
+    """Brute force: torch's own attention gets the pattern's mask where a model attends to the whole grid."""
     real, masks, seen = F.scaled_dot_product_attention, {x.tokens: pattern.mask(x) for x in layouts}, []
 
     def masked(

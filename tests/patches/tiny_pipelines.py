@@ -1,7 +1,7 @@
-"""Complete diffusers pipelines with random weights, built in code: no files, no hub, seconds to run on a CPU.
+"""Complete diffusers pipelines with random weights, built in code: no files, no hub, quick on a CPU.
 
-``build(name)`` makes a pipeline, ``run(name, pipe)`` its latents; ``denoiser(name)`` and ``inputs(name)`` are one
-model and the arguments of one forward, for tests that need no pipeline.
+``build(name)`` makes a pipeline, ``run(name, pipe)`` its latents; ``denoiser(name)`` and ``inputs(name)`` are
+one model and the arguments of one forward, for tests that need no pipeline.
 """
 
 from __future__ import annotations
