@@ -104,7 +104,9 @@ class Painter:
             "dotted": (u * u + v * v < 0.06).float(),
         }
         kind = torch.as_tensor(scenes.kind, device=self.device)
-        mask = torch.stack([masks[k] for k in BACKGROUND_NAMES], 1)[torch.arange(len(kind), device=self.device), kind]
+        mask = torch.stack([masks[k] for k in BACKGROUND_NAMES], 1)[
+            torch.arange(len(kind), device=self.device), kind
+        ]
         mask = mask[:, None]
         a, b = self.palette[torch.as_tensor(scenes.colour, device=self.device)].unbind(1)
         return a[:, :, None, None] * (1 - mask) + b[:, :, None, None] * mask

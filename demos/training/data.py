@@ -50,7 +50,9 @@ class Studio:
     def corpus(self, count: int = 20_000) -> list[str]:
         """Captions of both splits for the tokenizers, with every sprite named at least once."""
         rng = np.random.default_rng(7)
-        return self.sampler.draw(count, rng).captions + [f"{w} on a white background" for w in self.sampler.words]
+        return self.sampler.draw(count, rng).captions + [
+            f"{w} on a white background" for w in self.sampler.words
+        ]
 
     def pool(
         self,
@@ -73,7 +75,10 @@ class Studio:
         tokens = [t.to(self.device) for t in tokenize(scenes.captions)]
         pool = Pool(torch.cat(latents), tokens, scenes.captions)
         if count >= 1000:
-            print(f"{count} scenes of {size} px, {frames} frames in {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"{count} scenes of {size} px, {frames} frames in {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
         return pool
 
 
@@ -83,18 +88,19 @@ def drop_captions(
     """Replaces one caption in ten by the empty one (``empty``: lists of (1, length)), for guidance."""
     n = len(tokens[0])
     drop = torch.rand(n, 1, device=tokens[0].device, generator=generator) < rate
-    return [torch.where(drop, e, t) for t, e in zip(tokens, empty)]
+    return [torch.where(drop, e, t) for t, e in zip(tokens, empty, strict=True)]
 
 
 @torch.no_grad()
 def validation(pools: dict[str, Pool], loss: LossPerSample) -> dict[str, float]:
-    """Losses on trained pairs, held-out pairs, and the trained scenes under each other's captions, all with the
-    same noise."""
+    """Losses on trained pairs, held-out pairs, and the trained scenes under each other's captions, all with
+    the same noise."""
     out = {}
-    for name in ("train", "heldout", "wrong captions"):
-        pool = pools["heldout" if name == "heldout" else "train"]
-        tokens = [t.roll(7, 0) for t in pool.tokens] if name == "wrong captions" else pool.tokens
-        level = torch.linspace(0.05, 0.95, len(pool.latents), device=pool.latents.device)
-        generator = torch.Generator(pool.latents.device).manual_seed(99)
-        out[name] = round(loss(pool.latents.float(), tokens, level, generator).mean().item(), 4)
+    with torch.compiler.set_stance("force_eager"):  # a compilation for a few forward passes would not pay
+        for name in ("train", "heldout", "wrong captions"):
+            pool = pools["heldout" if name == "heldout" else "train"]
+            tokens = [t.roll(7, 0) for t in pool.tokens] if name == "wrong captions" else pool.tokens
+            level = torch.linspace(0.05, 0.95, len(pool.latents), device=pool.latents.device)
+            generator = torch.Generator(pool.latents.device).manual_seed(99)
+            out[name] = round(loss(pool.latents.float(), tokens, level, generator).mean().item(), 4)
     return out

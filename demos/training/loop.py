@@ -1,7 +1,7 @@
 """One training loop for every phase: schedule, averaged weights, progress lines, checkpoints.
 
-Everything random in a step comes from a generator seeded by the step's number, and every data set is a function
-of the seed, so a run that was killed and started again does exactly what it would have done.
+Everything random in a step comes from a generator seeded by the step's number, and every data set is a
+function of the seed, so a run that was killed and started again does exactly what it would have done.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+# cuDNN's attention backward fails (illegal memory access, torch 2.11 on an H100) at some of these shapes.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 LossFn = Callable[[torch.Generator], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training. ``build`` prepares the data and returns the loss of one step; step number s trains
-    on ``batches[s % len(batches)]`` samples, so that one stage can go round several resolutions."""
+    """A stretch of training. ``build`` prepares the data and returns the loss of one step; step number s
+    trains on ``batches[s % len(batches)]`` samples, so that one stage can go round several resolutions."""
 
     name: str
     share: float  # of the whole phase, in time or steps
@@ -36,15 +39,35 @@ class Stage:
 def common_arguments(parser: argparse.ArgumentParser, minutes: float) -> None:
     """The options that every phase has."""
     parser.add_argument("--data", type=Path, required=True, help="sprites.npz of demos.training.prepare")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoint, losses, configs")
-    parser.add_argument("--minutes", type=float, default=minutes, help="length of the whole phase, data included")
-    parser.add_argument("--steps", type=int, default=None, help="length in steps instead (what the tests use)")
-    parser.add_argument("--pause-after", type=float, default=None, help="stop after so many minutes of this call")
-    parser.add_argument("--pause-step", type=int, default=None, help="stop at this step; a second call goes on")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the run: checkpoint, losses, configs"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=minutes, help="length of the whole phase, data included"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=None, help="length in steps instead (what the tests use)"
+    )
+    parser.add_argument(
+        "--pause-after", type=float, default=None, help="stop after so many minutes of this call"
+    )
+    parser.add_argument(
+        "--pause-step", type=int, default=None, help="stop at this step; a second call goes on"
+    )
     parser.add_argument("--size", choices=("full", "tiny"), default="full", help="network and data size")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--wait", type=float, default=0, help="minutes to wait for the earlier phases' files")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+
+
+def wait_for(paths: Sequence[Path], seconds: float) -> None:
+    """Waits until all files exist; exits with their names when they do not in time."""
+    end = time.monotonic() + seconds
+    while missing := [str(p) for p in paths if not p.exists()]:
+        if time.monotonic() >= end:
+            raise SystemExit(f"missing: {', '.join(missing)}; run that phase first (README.md has the order)")
+        time.sleep(0.5)
 
 
 def autocast(device: torch.device | str) -> torch.autocast:
@@ -87,7 +110,7 @@ class Loop:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         out = {}
-        for (name, weight), average in zip(self.named, self.ema):
+        for (name, weight), average in zip(self.named, self.ema, strict=True):
             out[f"weight.{name}"], out[f"ema.{name}"] = weight.detach(), average
             for key, value in self.optimizer.state.get(weight, {}).items():
                 out[f"adam.{key}.{name}"] = value.detach()
@@ -110,14 +133,18 @@ class Loop:
         for key, value in read_state(path).items():
             setattr(self, key, value)
         with torch.no_grad():
-            for (name, weight), average in zip(self.named, self.ema):
+            for (name, weight), average in zip(self.named, self.ema, strict=True):
                 weight.copy_(tensors[f"weight.{name}"])
                 average.copy_(tensors[f"ema.{name}"])
                 prefix, suffix = "adam.", f".{name}"
                 self.optimizer.state[weight] = {
-                    key[len(prefix) : -len(suffix)]: value.to("cpu" if value.ndim == 0 else weight.device)
+                    key[len(prefix) : -len(suffix)]: value.to(
+                        "cpu" if value.ndim == 0 else weight.device, copy=True
+                    )
                     for key, value in tensors.items()
-                    if key.startswith(prefix) and key.endswith(suffix) and "." not in key[len(prefix) : -len(suffix)]
+                    if key.startswith(prefix)
+                    and key.endswith(suffix)
+                    and "." not in key[len(prefix) : -len(suffix)]
                 }
         if self.optimizer.param_groups[0].get("fused"):  # the fused kernel wants its step count on the GPU
             for state in self.optimizer.state.values():
@@ -125,6 +152,10 @@ class Loop:
                     state["step"] = state["step"].to(self.args.device)
         print(f"resumed at step {self.step}, {self.elapsed:.0f} s into the phase", flush=True)
         return True
+
+    def restart_average(self) -> None:
+        """Makes the averaged weights equal to the current ones, after weights were loaded from elsewhere."""
+        self.ema = [p.detach().clone() for p in self.weights]
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -141,6 +172,14 @@ class Loop:
                 torch._foreach_copy_(self.weights, kept)
 
     # -- the loop
+
+    def warm(self, losses: Sequence[Callable[[], torch.Tensor]]) -> None:
+        """Compiles for every shape ahead of time: one forward and backward of each loss, no update."""
+        for loss in losses:
+            began = time.monotonic()
+            loss().backward()
+            self.optimizer.zero_grad(set_to_none=True)
+            print(f"compiled in {time.monotonic() - began:.0f} s", flush=True)
 
     def progress(self) -> float:
         """0 at the start of the phase, 1 at its end."""
@@ -168,7 +207,9 @@ class Loop:
             torch._foreach_lerp_(self.ema, [p.detach() for p in self.weights], 1 - decay)
         return loss.detach()
 
-    def run(self, stages: Sequence[Stage], validate: Callable[[Stage], dict[str, float]] | None = None) -> bool:
+    def run(
+        self, stages: Sequence[Stage], validate: Callable[[Stage], dict[str, float]] | None = None
+    ) -> bool:
         """Trains to the end of the phase, or to the pause; True when the phase is complete."""
         began, before = time.monotonic(), self.elapsed
         end_of, total = {}, 0.0
@@ -218,6 +259,8 @@ class Loop:
                 print(record, flush=True)
             self.elapsed = before + time.monotonic() - began
             self.save()
+        if not paused:
+            (self.args.out / "finished").touch()
         return not paused
 
 

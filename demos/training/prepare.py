@@ -13,6 +13,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,9 @@ def open_tarball(folder: Path, key: str) -> tarfile.TarFile:
     """The one tarball of a source in ``folder``."""
     found = sorted(folder.glob(TARBALLS[key]))
     if len(found) != 1:
-        raise SystemExit(f"--npm: expected one file {TARBALLS[key]} in {folder}, found {len(found)}; see README.md")
+        raise SystemExit(
+            f"--npm: expected one file {TARBALLS[key]} in {folder}, found {len(found)}; see README.md"
+        )
     return tarfile.open(found[0])
 
 
@@ -55,14 +58,19 @@ def vector_sources(folder: Path, style: str) -> Iterator[tuple[str, str]]:
         icons = json.load(tar.extractfile("package/icons.json"))
         chars = json.load(tar.extractfile("package/chars.json"))
     for code, name in chars.items():
-        icon = icons["icons"].get(name) or icons["icons"].get(icons.get("aliases", {}).get(name, {}).get("parent"))
+        icon = icons["icons"].get(name) or icons["icons"].get(
+            icons.get("aliases", {}).get(name, {}).get("parent")
+        )
         if icon is None:
             continue
         width, height = (icon.get(k, icons.get(k, 16)) for k in ("width", "height"))
         box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
-        yield hex_key(code), (
-            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'viewBox="{box}" width="{width}" height="{height}">{icon["body"]}</svg>'
+        yield (
+            hex_key(code),
+            (
+                f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+                f'viewBox="{box}" width="{width}" height="{height}">{icon["body"]}</svg>'
+            ),
         )
 
 
@@ -102,7 +110,7 @@ def load_sprites(path: Path) -> tuple[np.ndarray, list[dict[str, str]]]:
     """Sprites (N, S, S, 4) uint8 and their metadata, as ``save_sprites`` wrote them."""
     stored = np.load(path)
     data, ends = stored["webp"].tobytes(), stored["ends"].tolist()
-    images = [np.asarray(Image.open(io.BytesIO(data[a:b])).convert("RGBA")) for a, b in zip([0, *ends], ends)]
+    images = [np.asarray(Image.open(io.BytesIO(data[a:b])).convert("RGBA")) for a, b in pairwise([0, *ends])]
     return np.stack(images), json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))
 
 
@@ -134,7 +142,10 @@ def main(argv: list[str] | None = None) -> None:
     with ProcessPoolExecutor(args.workers) as pool:
         blobs = list(pool.map(draw, jobs, chunksize=8))
     save_sprites(args.out, blobs, meta)
-    print(f"{len(blobs)} sprites of {len(groups)} concepts, {args.size} px, {args.out.stat().st_size / 2**20:.1f} MiB")
+    print(
+        f"{len(blobs)} sprites of {len(groups)} concepts, {args.size} px, "
+        f"{args.out.stat().st_size / 2**20:.1f} MiB"
+    )
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ process with its own time; a phase that fails stops nothing but its own track.
     python -m demos.training.run_all --data sprites.npz --runs runs --out out \\
         --track vae=2,flux=7 --track wan_vae=2.5,wan=5
 
-A trained flux, sd or wan is exported and gets sample sheets. At the end ``--out`` holds the logs, losses and
-sheets (report.tar) and each exported pipeline (NAME.tar.00, .01, ... of ``--part-mb`` each).
+A track starts each phase when the one before is over; phases of other tracks that need its files compile
+and wait. A trained flux, sd or wan is exported and gets sample sheets; then ``--out`` gets the pipeline
+(NAME.tar.00, .01, ... of ``--part-mb`` each), the logs, losses and sheets so far (report.tar), and last an
+empty NAME.done.
 """
 
 from __future__ import annotations
@@ -19,13 +21,7 @@ import threading
 import time
 from pathlib import Path
 
-NEEDS = {
-    "vae": [],
-    "flux": ["vae/stats.json"],
-    "sd": ["vae/stats.json", "flux/checkpoint.safetensors"],
-    "wan_vae": [],
-    "wan": ["wan_vae/stats.json"],
-}
+PHASES = ("vae", "flux", "sd", "wan_vae", "wan")
 # Sheets of each pipeline: name, options of demos.training.sheets
 SHEETS = {
     "flux": [
@@ -84,11 +80,8 @@ class Runner:
             options += ["--flux", str(runs / "flux")]
         if name == "wan":
             options += ["--vae", str(runs / "wan_vae")]
-        while not all((runs / need).exists() for need in NEEDS[name]):
-            if self.left() < 60:
-                print(f"[{name}] never got {NEEDS[name]}", flush=True)
-                return
-            time.sleep(1)
+        if name in ("flux", "sd", "wan"):
+            options += ["--wait", str(max(0.0, self.left() / 60 - 1))]
         options += self.args.extra.split()
         if not self.call(name, name, options, reserve=45) and self.left() > 90:
             # A compiler failure must not cost the phase: go on from the checkpoint without it.
@@ -100,13 +93,25 @@ class Runner:
         runs, model = self.args.runs, self.exports / f"emoji-{name}"
         tiny = "tiny" in self.args.extra.split()
         vae = runs / ("wan_vae" if name == "wan" else "vae")
-        options = ["--run", str(runs / name), "--vae", str(vae), "--flux", str(runs / "flux"), "--out", str(model)]
-        if not self.call(f"export_{name}", "export", [name, *options, *(["--size", "tiny"] if tiny else [])], 12):
+        options = [
+            "--run",
+            str(runs / name),
+            "--vae",
+            str(vae),
+            "--flux",
+            str(runs / "flux"),
+            "--out",
+            str(model),
+        ]
+        if not self.call(
+            f"export_{name}", "export", [name, *options, *(["--size", "tiny"] if tiny else [])], 12
+        ):
             return
         for title, extra in SHEETS[name]:
             options = ["--model", str(model), "--meta", str(self.args.data.with_suffix(".json"))]
             options += ["--out", str(self.sheets / f"{title}.png"), *(TINY_SHEETS if tiny else extra)]
             self.call(f"sheet_{title}", "sheets", options, reserve=8)
+        self.pack(name)
 
     def track(self, words: str) -> None:
         for word in words.split(","):
@@ -115,46 +120,50 @@ class Runner:
             except Exception as error:  # the other phases shall still run
                 print(f"[{word}] {error!r}", flush=True)
 
-    def pack(self) -> None:
-        """Tar files in ``--out``, cut into parts."""
+    def pack(self, name: str) -> None:
+        """Tar files in ``--out``, the pipeline's cut into parts."""
+        self.report()
+        whole = self.args.runs / f"{name}.tar"
+        with tarfile.open(whole, "w") as tar:
+            tar.add(self.exports / f"emoji-{name}", f"emoji-{name}")
+        data, part = whole.read_bytes(), int(self.args.part_mb * 2**20)
+        for i in range(0, len(data), part):
+            (self.args.out / f"{name}.tar.{i // part:02d}").write_bytes(data[i : i + part])
+        (self.args.out / f"{name}.done").touch()
+
+    def report(self) -> None:
+        """Logs, losses and sheets so far."""
         for losses in self.args.runs.glob("*/losses.json"):
             (self.logs / f"{losses.parent.name}_losses.json").write_bytes(losses.read_bytes())
         with tarfile.open(self.args.out / "report.tar", "w") as tar:
             tar.add(self.logs, "logs")
             tar.add(self.sheets, "sheets")
-        for name in self.args.pack.split(",") if self.args.pack else []:
-            model = self.exports / f"emoji-{name}"
-            if not model.exists():
-                continue
-            whole = self.args.runs / f"{name}.tar"
-            with tarfile.open(whole, "w") as tar:
-                tar.add(model, model.name)
-            data, part = whole.read_bytes(), int(self.args.part_mb * 2**20)
-            for i in range(0, len(data), part):
-                (self.args.out / f"{name}.tar.{i // part:02d}").write_bytes(data[i : i + part])
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="sprites.npz")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the phases' run folders")
     parser.add_argument("--out", type=Path, required=True, help="folder for what shall be kept")
     parser.add_argument("--track", action="append", required=True, help="phase=minutes[/pause],... in order")
-    parser.add_argument("--deadline", type=float, default=570, help="seconds after which all is stopped and packed")
-    parser.add_argument("--pack", default="", help="pipelines to put into --out, e.g. flux,sd")
+    parser.add_argument(
+        "--deadline", type=float, default=570, help="seconds after which all is stopped and packed"
+    )
     parser.add_argument("--part-mb", type=float, default=15.5, help="largest file in --out, MiB")
     parser.add_argument("--extra", default="", help="options handed to every phase")
     args = parser.parse_args(argv)
-    unknown = {w.split("=")[0] for t in args.track for w in t.split(",")} - set(NEEDS)
+    unknown = {w.split("=")[0] for t in args.track for w in t.split(",")} - set(PHASES)
     if unknown:
-        raise SystemExit(f"--track: unknown phase {', '.join(sorted(unknown))}; allowed: {', '.join(NEEDS)}")
+        raise SystemExit(f"--track: unknown phase {', '.join(sorted(unknown))}; allowed: {', '.join(PHASES)}")
     runner = Runner(args)
     threads = [threading.Thread(target=runner.track, args=(t,)) for t in args.track]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    runner.pack()
+    runner.report()
     print(f"all done in {time.monotonic() - runner.began:.0f} s", flush=True)
 
 

@@ -31,7 +31,13 @@ def prompts(meta: list[dict[str, str]], moving: bool = False, seed: int = 3) -> 
 
 @torch.no_grad()
 def generate(
-    pipeline: DiffusionPipeline, texts: list[str], pixels: int, steps: int, guidance: float, seed: int, frames: int = 17
+    pipeline: DiffusionPipeline,
+    texts: list[str],
+    pixels: int,
+    steps: int,
+    guidance: float,
+    seed: int,
+    frames: int = 17,
 ) -> list[list[Image.Image]]:
     """Frames of each prompt (one frame for the image pipelines), all from the same seed."""
     out: list[list[Image.Image]] = []
@@ -58,7 +64,9 @@ def generate(
     return out
 
 
-def sheet(rows: list[list[Image.Image]], texts: list[str], edge: int, columns: int, held_from: int = 8) -> Image.Image:
+def sheet(
+    rows: list[list[Image.Image]], texts: list[str], edge: int, columns: int, held_from: int = 8
+) -> Image.Image:
     """Clips or pictures in a grid, each over its prompt; ``edge`` is the size of a frame on the sheet."""
     gap, line = 6, 13
     width = len(rows[0]) * edge + gap
@@ -67,7 +75,7 @@ def sheet(rows: list[list[Image.Image]], texts: list[str], edge: int, columns: i
     height = edge + lines * line + gap
     page = Image.new("RGB", (columns * width, -(-len(rows) // columns) * height), "white")
     pen = ImageDraw.Draw(page)
-    for i, (frames, text) in enumerate(zip(rows, texts)):
+    for i, (frames, text) in enumerate(zip(rows, texts, strict=True)):
         x, y = i % columns * width, i // columns * height
         for k, frame in enumerate(frames):
             page.paste(frame.resize((edge, edge), Image.LANCZOS), (x + k * edge, y))
@@ -115,7 +123,10 @@ def main(argv: list[str] | None = None) -> None:
     rows = generate(pipeline, texts, args.pixels, args.steps, args.guidance, args.seed, args.frames)
     if moving:
         rows = [[row[k] for k in np.linspace(0, len(row) - 1, 5).round().astype(int)] for row in rows]
-    save(sheet(rows, texts, args.edge or (96 if moving else 176), 2 if moving else min(8, half), half), args.out)
+    save(
+        sheet(rows, texts, args.edge or (96 if moving else 176), 2 if moving else min(8, half), half),
+        args.out,
+    )
     print(args.out)
 
 

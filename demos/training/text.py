@@ -26,7 +26,9 @@ VIDEO_TOKENS = 64  # padded text length of emoji-wan
 
 def clip_tokenizer(corpus: Sequence[str], vocab_size: int = 2048) -> CLIPTokenizer:
     """A byte-level BPE tokenizer with CLIP's rules, trained on ``corpus``."""
-    tok = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>", continuing_subword_prefix=""))
+    tok = Tokenizer(
+        models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>", continuing_subword_prefix="")
+    )
     tok.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -47,7 +49,10 @@ def clip_tokenizer(corpus: Sequence[str], vocab_size: int = 2048) -> CLIPTokeniz
     )
     tok.train_from_iterator(corpus, trainer)
     model = json.loads(tok.to_str())["model"]
-    vocab, merges = model["vocab"], [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+    vocab, merges = (
+        model["vocab"],
+        [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]],
+    )
     for ch in sorted(alphabet):  # CLIP also has every byte with the word-end mark
         vocab.setdefault(ch + "</w>", len(vocab))
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=IMAGE_TOKENS)
@@ -62,7 +67,10 @@ def t5_tokenizer(corpus: Sequence[str], max_length: int = IMAGE_TOKENS) -> T5Tok
     total = sum(count.values())
     letters = sorted({ch for word in count for ch in word} | set("abcdefghijklmnopqrstuvwxyz0123456789-,.'"))
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -8.0)]
-    vocab += [("\u2581" + word, math.log(n / total)) for word, n in sorted(count.items(), key=lambda x: (-x[1], x[0]))]
+    vocab += [
+        ("\u2581" + word, math.log(n / total))
+        for word, n in sorted(count.items(), key=lambda x: (-x[1], x[0]))
+    ]
     known = {piece for piece, _ in vocab}
     vocab += [(ch, -12.0) for ch in letters if ch not in known]
     return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=max_length)
@@ -87,7 +95,9 @@ def clip_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextM
     return CLIPTextModel(config)
 
 
-def t5_encoder(tokenizer: T5Tokenizer, width: int, layers: int, multilingual: bool = False) -> torch.nn.Module:
+def t5_encoder(
+    tokenizer: T5Tokenizer, width: int, layers: int, multilingual: bool = False
+) -> torch.nn.Module:
     """A T5 encoder, or a UMT5 encoder (``multilingual``, the class that WanPipeline names)."""
     config_class, model_class = (UMT5Config, UMT5EncoderModel) if multilingual else (T5Config, T5EncoderModel)
     heads = max(1, width // 64)

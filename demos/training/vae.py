@@ -14,7 +14,12 @@ from .data import Studio
 from .loop import Loop, LossFn, Stage, autocast, common_arguments, load_averaged
 from .models import image_vae, parameters
 
-KL_WEIGHT = 2e-4
+KL_WEIGHT = 1e-4
+# Crops are cut from scenes of these sizes, so that sprites of all scales are seen: pixels -> (share, scenes)
+POOLS = {
+    "full": {128: (0.5, 6000), 256: (0.25, 2000), 512: (0.25, 500)},
+    "tiny": {32: (0.5, 16), 64: (0.5, 8)},
+}
 
 
 def reconstruction_loss(out: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -31,11 +36,15 @@ def kl_loss(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
 
 
 def load_vae(run: Path, size: str, device: torch.device | str) -> AutoencoderKL:
-    """The trained, frozen VAE with its latent statistics in the config."""
+    """The trained, frozen VAE with its latent statistics in the config, of a run or an exported pipeline."""
+    if (run / "model_index.json").exists():
+        return AutoencoderKL.from_pretrained(run, subfolder="vae").to(device).eval().requires_grad_(False)
     parts = torch.nn.ModuleDict({"vae": image_vae(size)})
     load_averaged(parts, run)
     stats = json.loads((run / "stats.json").read_text(encoding="utf-8"))
-    parts["vae"].register_to_config(scaling_factor=stats["scaling_factor"], shift_factor=stats["shift_factor"])
+    parts["vae"].register_to_config(
+        scaling_factor=stats["scaling_factor"], shift_factor=stats["shift_factor"]
+    )
     return parts["vae"].to(device).eval().requires_grad_(False)
 
 
@@ -50,31 +59,36 @@ def encode(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     common_arguments(parser, minutes=2.2)
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=96)
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
     full = args.size == "full"
-    crop, batch = (128, args.batch) if full else (32, 4)
+    crop, batch = (64, args.batch) if full else (16, 4)
     studio = Studio(args.data, args.device)
     parts = torch.nn.ModuleDict({"vae": image_vae(args.size)}).to(args.device)
     vae = parts["vae"]
-    if full and args.device != "cpu":
+    if torch.device(args.device).type == "cuda":
         parts.to(memory_format=torch.channels_last)
     print(f"VAE {parameters(vae) / 1e6:.2f} M parameters, {len(studio.sampler.meta)} sprites", flush=True)
-    loop = Loop(parts, args, lr=1e-3 if full else 2e-3, ema_decay=0.998, warmup=100)
+    loop = Loop(parts, args, lr=2e-3, ema_decay=0.998, warmup=100)
     loop.resume()
-    if not args.no_compile:
-        vae.encoder.compile(dynamic=False)
-        vae.decoder.compile(dynamic=False)
 
-    def pixels(seed: int, count: int, split: str = "train") -> torch.Tensor:
-        """Half whole scenes at the crop's size, half crops of scenes drawn two or four times larger."""
-        rng = np.random.default_rng([seed, 1])
-        whole = studio.painter.paint(studio.sampler.draw(count // 2, rng, split), crop)[:, 0]
-        zoom = crop * (2 if seed % 4 else 4)
-        large = studio.painter.paint(studio.sampler.draw(count - count // 2, rng, split), zoom)[:, 0]
-        y, x = rng.integers(0, zoom - crop, 2)
-        return torch.cat([whole, large[..., y : y + crop, x : x + crop]]).contiguous(memory_format=torch.channels_last)
+    def scene_pixels(count: int, pixels: int) -> torch.Tensor:
+        """(count, 3, pixels, pixels) uint8, on the device."""
+        scenes = studio.sampler.draw(count, np.random.default_rng([args.seed, pixels]))
+        painted = [studio.painter.paint(scenes[i : i + 64], pixels)[:, 0] for i in range(0, count, 64)]
+        return torch.cat([((x + 1) * 127.5).round().to(torch.uint8) for x in painted])
+
+    def random_crops(pool: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+        n, _, _, edge = pool.shape
+        device, line = pool.device, torch.arange(crop, device=pool.device)
+        pick = torch.randint(n, (count,), device=device, generator=generator)
+        y, x = torch.randint(edge - crop + 1, (2, count, 1), device=device, generator=generator)
+        channel = torch.arange(3, device=device)[None, :, None, None]
+        cut = pool[
+            pick[:, None, None, None], channel, (y + line)[:, None, :, None], (x + line)[:, None, None, :]
+        ]
+        return cut.float() / 127.5 - 1
 
     def forward(x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         with autocast(args.device):
@@ -83,9 +97,12 @@ def main(argv: list[str] | None = None) -> None:
             return vae.decoder(mean + (0.5 * logvar).exp() * noise).float(), mean, logvar
 
     def build() -> LossFn:
+        pools = [(share, scene_pixels(count, pixels)) for pixels, (share, count) in POOLS[args.size].items()]
+
         def loss(generator: torch.Generator) -> torch.Tensor:
-            x = pixels(loop.step, batch)
-            shape = (batch, 8, crop // 4, crop // 4)
+            x = torch.cat([random_crops(pool, round(share * batch), generator) for share, pool in pools])
+            x = x.contiguous(memory_format=torch.channels_last)
+            shape = (len(x), 8, crop // 4, crop // 4)
             out, mean, logvar = forward(x, torch.randn(shape, device=x.device, generator=generator))
             return reconstruction_loss(out, x) + KL_WEIGHT * kl_loss(mean, logvar)
 
@@ -109,7 +126,9 @@ def main(argv: list[str] | None = None) -> None:
             scenes = studio.sampler.draw(512 if full else 16, np.random.default_rng(6))
             z = torch.cat(
                 [
-                    vae.encode(studio.painter.paint(scenes[i : i + 64], crop)[:, 0]).latent_dist.mode().float()
+                    vae.encode(studio.painter.paint(scenes[i : i + 64], 2 * crop)[:, 0])
+                    .latent_dist.mode()
+                    .float()
                     for i in range(0, len(scenes), 64)
                 ]
             )

@@ -43,8 +43,10 @@ def flow_loss(
     return (out.float() - (noise - latents)).square().mean((1, 2, 3, 4))
 
 
-def build_parts(run: Path, size: str, corpus: list[str] | None = None) -> tuple[torch.nn.ModuleDict, T5Tokenizer]:
-    """Networks (module names as in WanPipeline) and the tokenizer, trained on ``corpus`` or loaded from ``run``."""
+def build_parts(
+    run: Path, size: str, corpus: list[str] | None = None
+) -> tuple[torch.nn.ModuleDict, T5Tokenizer]:
+    """Networks (module names as in WanPipeline) and the tokenizer, trained on ``corpus`` or loaded."""
     if not (run / "tokenizer").exists():
         if corpus is None:
             raise SystemExit(f"{run}: no tokenizer; run demos.training.wan first")
@@ -66,7 +68,12 @@ def main(argv: list[str] | None = None) -> None:
     parts, tokenizer = build_parts(args.out, args.size, studio.corpus(20_000 if args.size == "full" else 200))
     parts.to(args.device)
     vae = load_video_vae(args.vae, args.size, args.device)
-    print({k: f"{parameters(m) / 1e6:.2f} M" for k, m in parts.items()}, len(studio.sampler.meta), "sprites", flush=True)
+    print(
+        {k: f"{parameters(m) / 1e6:.2f} M" for k, m in parts.items()},
+        len(studio.sampler.meta),
+        "sprites",
+        flush=True,
+    )
     loop = Loop(parts, args, lr=args.lr)
     loop.resume()
     if not args.no_compile:

@@ -48,7 +48,9 @@ def main(argv: list[str] | None = None) -> None:
     studio = Studio(args.data, args.device, moving=True)
     parts = torch.nn.ModuleDict({"vae": video_vae(args.size)}).to(args.device)
     vae = parts["vae"]
-    print(f"video VAE {parameters(vae) / 1e6:.2f} M parameters, {len(studio.sampler.meta)} sprites", flush=True)
+    print(
+        f"video VAE {parameters(vae) / 1e6:.2f} M parameters, {len(studio.sampler.meta)} sprites", flush=True
+    )
     loop = Loop(parts, args, lr=1.5e-3, ema_decay=0.998, warmup=100)
     loop.resume()
 
