@@ -18,7 +18,7 @@ from .text import IMAGE_TOKENS, token_ids
 from .vae import encode, load_vae
 
 STAGES = {"full": ((0.55, (128,)), (0.45, (256, 256, 128))), "tiny": ((0.5, (32,)), (0.5, (64, 32)))}
-BATCHES = {"full": {128: (192, 60_000), 256: (64, 16_000)}, "tiny": {32: (4, 16), 64: (2, 8)}}
+BATCHES = {"full": {128: (192, 30_000), 256: (64, 12_000)}, "tiny": {32: (4, 16), 64: (2, 8)}}
 
 
 def v_loss(
