@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import vidattn
 from tests.patches.tiny_pipelines import build, denoiser, inputs, model_of, run
+from vidattn.patches.slots import CURRENT
 from vidattn.patterns import Neighborhood
 
 SMALL = Neighborhood(3)
@@ -64,6 +65,7 @@ def test_fullgraph_with_as_many_graphs_as_unpatched(name, how):
         fast = compiled(model, how, graphs)
         torch.testing.assert_close(forward(fast, name), eager, rtol=0, atol=1e-5)
         forward(fast, name)
+        assert CURRENT.slot is None  # or the next model's attention would be taken for this one's
         counts.append(graphs.count)
     assert counts[1] == counts[0] > 0
 

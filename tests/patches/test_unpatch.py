@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import subprocess
 import sys
 from typing import Any
 
@@ -247,3 +248,24 @@ def test_a_patched_model_that_is_dropped_does_not_keep_the_routes(clean_namespac
     vidattn.patch(other, SMALL)
     vidattn.unpatch(other)
     assert not changed(clean_namespaces)
+
+
+def test_a_patched_model_can_be_loaded_in_a_new_process(tmp_path):
+    model = denoiser("wan")
+    vidattn.patch(model, SMALL, min_tokens=0)
+    expected = forward(model, "wan")
+    torch.save({"model": model, "inputs": inputs("wan"), "expected": expected}, tmp_path / "patched.pt")
+    code = f"""
+import torch
+data = torch.load({str(tmp_path / "patched.pt")!r}, weights_only=False)
+with torch.no_grad():
+    got = data["model"](**data["inputs"]).sample
+torch.testing.assert_close(got, data["expected"])
+import vidattn
+assert {{row.reason for row in vidattn.report(data["model"]).layers}} == {{""}}
+vidattn.unpatch(data["model"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
