@@ -311,7 +311,7 @@ def test_autocast(name, sparse_calls):
     model = denoiser(name)
     for module in model.modules():
         if module.__class__.__name__ in ("FluxAttention", "Attention"):
-            # as on GPUs: autocast leaves norms in float32, and only attention itself brings the types together
+            # as on GPUs: autocast leaves norms in float32, and only attention brings the types together
             source = module.norm_q if name == "flux" else module.to_q
             source.register_forward_hook(lambda *a: a[2].float())
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
