@@ -1,7 +1,7 @@
 """vidattn: sparse and linear attention for vision and video diffusion, set into a diffusers pipeline with one
 line.
 
-vidattn.patch(pipe, "radial")
+vidattn.patch(pipe, "neighborhood")
 image = pipe("a red fox", height=2048, width=2048).images[0]
 print(vidattn.report(pipe))
 vidattn.unpatch(pipe)

@@ -1,4 +1,4 @@
-"""Checks for attention code, used by our tests and open to others': a float64 reference and an error bound."""
+"""Checks for attention code, for our tests and others': a float64 reference and an error bound."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ turns off to ``vidattn.attention``. diffusers is imported when the first model i
 """
 
 from vidattn.patches.api import Handle, patch, patched, unpatch
-from vidattn.patches.report import Report, report
+from vidattn.patches.reporting import Report, report
 from vidattn.patches.targets import supported
 
 __all__ = ["Handle", "Report", "patch", "patched", "report", "supported", "unpatch"]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from vidattn.patches.model_patch import ModelPatch, patch_of, share_slots
-from vidattn.patches.report import Report, report
+from vidattn.patches.reporting import Report, report
 from vidattn.patches.rules import plan_rules
 from vidattn.patches.settings import Settings, with_recipe
 from vidattn.patches.slots import SlotSpec
@@ -74,8 +74,9 @@ def patch(
         dense_last_steps: how many steps at the end; needs a pipeline.
         dense_layers: numbers (among the self-attention layers, in the order they run; -1 is the last) or name
             globs.
-        min_tokens: least grid tokens for sparse attention. "auto": 1024 on CPU and 4096 on other devices, and
-            dense also where the pattern's density is over 0.7. A number is the only rule.
+        min_tokens: least grid tokens for sparse attention. "auto": dense where it would be as fast, by number
+            of tokens and share of the pairs that the plan visits (``vidattn.backends.pays``). A number is the
+            only rule.
         backend: who computes: "auto", or a name that ``vidattn.attention`` takes.
         strict: raise where a layer would fall back to dense attention, instead of noting the reason in the
             report.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vidattn import backends
+from vidattn.backends.pays import why_dense
 from vidattn.layout import TokenLayout
 from vidattn.patches import routes
 from vidattn.patches.checkpointing import keep_decisions, release_decisions
@@ -26,12 +27,6 @@ from vidattn.patterns import Full
 
 PATCH = "_vidattn_patch"
 """Attribute of a patched model: its :class:`ModelPatch`."""
-
-# Sparse attention has costs of its own; under so many grid tokens dense attention is as fast. A coarse rule
-# until the cost model comes: at 512 px a picture has 1024 tokens in FLUX and 4096 in the upper level of SD.
-MIN_TOKENS = {"cpu": 1024, "cuda": 4096}
-DENSE_ENOUGH = 0.7
-"""Density above which min_tokens="auto" takes dense attention."""
 
 _lock = threading.RLock()
 _live: weakref.WeakSet[ModelPatch] = weakref.WeakSet()
@@ -175,15 +170,15 @@ class ModelPatch:
         if layout is None:
             return dense(trouble or "the grid is not known", fallback=True)
         auto = self.settings.min_tokens == "auto"
-        least = MIN_TOKENS.get(device.type, MIN_TOKENS["cuda"]) if auto else int(self.settings.min_tokens)
-        if layout.grid_tokens < least:
-            return dense(f"{layout.grid_tokens} tokens, under min_tokens {least}", fallback=True)
+        if not auto and layout.grid_tokens < int(self.settings.min_tokens):
+            reason = f"{layout.grid_tokens} tokens, under min_tokens {self.settings.min_tokens}"
+            return dense(reason, fallback=True)
         pattern = rule.resolve(layout.grid)
         if isinstance(pattern, Full):
             return dense("the pattern is full")
+        if auto and (reason := why_dense(pattern, layout, device)):
+            return dense(reason, fallback=True)
         density = pattern.density(layout)
-        if auto and density > DENSE_ENOUGH:
-            return dense(f"{pattern} has density {density:.2f}, over {DENSE_ENOUGH}", fallback=True)
         backend, _ = backends.resolve(slot.spec.backend, pattern, layout)
         extent = torch.empty(layout.grid, dtype=torch.bool, device=device)
         first = layout.text_before > 0

@@ -36,7 +36,7 @@ class Pattern:
 
     # ------------------------------------------------------------------ what a pattern defines
     def allowed(self, query: Coordinates, key: Coordinates, grid: Grid) -> Tensor:
-        """Whether each query sees each key: a bool tensor of the broadcast shape, on the coordinates' device."""
+        """Whether each query sees each key: bool of the broadcast shape, on the coordinates' device."""
         raise NotImplementedError
 
     def grid_pairs(self, grid: Grid) -> int:

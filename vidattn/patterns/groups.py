@@ -131,7 +131,7 @@ class Groups(Pattern):
     def _cross_parts(
         self, own: list[list[Range]], rest: list[list[Range]], whole: list[list[Range]], image: bool
     ) -> list[tuple[list[Range], list[Range], list[Range]]]:
-        """The cross as disjoint products of ranges: per axis the group's own range, the rest, or the whole."""
+        """The cross as disjoint products of ranges: the group's own, the rest or the whole of each axis."""
         if image:
             return [(own[0], own[1], whole[2]), (own[0], rest[1], own[2])]
         if self.cross == "planes":
