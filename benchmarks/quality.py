@@ -30,17 +30,28 @@ from demos.training.vocabulary import STYLES, concepts
 from vidattn import demo_models
 from vidattn.metrics import psnr, ssim
 
-# Three densities each, about 0.1, 0.25 and 0.5 of all pairs on a 64 x 64 grid (512 px), set by the pattern's
-# own size.
-PATTERNS = [
-    *(f"neighborhood:window={w}" for w in (19, 33, 45)),
-    *(f"neighborhood:window={w},stride=8" for w in (20, 32, 44)),
-    *(f"neighborhood:window={w},dilation=2" for w in (16, 22, 30)),
-    *(f"sliding:base={b}" for b in ("14x24", "24x44", "36x60")),
-    *(f"disc:radius={r}" for r in (12, 21, 34)),
-    *(f"groups:size={s},reach=1" for s in ("1x8x8", "1x12x12", "1x20x20")),
-    *(f"groups:size={s},region=cross" for s in ("1x4x4", "1x8x8", "1x16x16")),
-]
+# Three densities each, about 0.1, 0.25 and 0.5 of the pairs (dilated windows: less), by side of the token
+# grid.
+PATTERNS = {
+    32: [
+        *(f"neighborhood:window={w}" for w in (11, 17, 23)),
+        *(f"neighborhood:window={w},stride=4" for w in (12, 16, 24)),
+        *(f"neighborhood:window={w},dilation=2" for w in (8, 11, 15)),
+        *(f"sliding:base={b}" for b in ("8x14", "12x22", "18x30")),
+        *(f"disc:radius={r}" for r in (6, 10.5, 17)),
+        *(f"groups:size={s},reach=1" for s in ("1x4x4", "1x6x6", "1x10x10")),
+        *(f"groups:size={s},region=cross" for s in ("1x2x2", "1x4x4", "1x8x8")),
+    ],
+    64: [
+        *(f"neighborhood:window={w}" for w in (19, 33, 45)),
+        *(f"neighborhood:window={w},stride=8" for w in (20, 32, 44)),
+        *(f"neighborhood:window={w},dilation=2" for w in (16, 22, 30)),
+        *(f"sliding:base={b}" for b in ("14x24", "24x44", "36x60")),
+        *(f"disc:radius={r}" for r in (12, 21, 34)),
+        *(f"groups:size={s},reach=1" for s in ("1x8x8", "1x12x12", "1x20x20")),
+        *(f"groups:size={s},region=cross" for s in ("1x4x4", "1x8x8", "1x16x16")),
+    ],
+}
 
 
 def parse() -> argparse.Namespace:
@@ -55,7 +66,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     parser.add_argument("--batch", type=int, default=8, help="pictures at a time (default 8)")
-    parser.add_argument("--patterns", nargs="+", default=PATTERNS)
+    parser.add_argument("--patterns", nargs="+", help="text forms (default: seven kinds at three densities)")
+    parser.add_argument(
+        "--dtype", default="float32", choices=["float32", "bfloat16"], help="of all but one anchor"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json")
     parser.add_argument("--folder", type=Path, help="write it there instead")
@@ -129,20 +143,27 @@ def main() -> None:
         row = compare(name, made[0], dense, held_out)
         rows.append(row | {"density": density, "run density": share, "seconds": made[1]})
 
-    for text in tqdm(arguments.patterns, desc="patterns", file=sys.stderr):
+    side = arguments.size // 8  # one token of the demo models is 8 x 8 pixels
+    if not arguments.patterns and side not in PATTERNS:
+        raise SystemExit(f"--size {arguments.size}: give --patterns, or one of {[8 * n for n in PATTERNS]}")
+    for text in tqdm(arguments.patterns or PATTERNS[side], desc="patterns", file=sys.stderr):
         with vidattn.patched(pictures.pipe, text, min_tokens=0, backend="torch"):
             made = pictures.make()
             share = vidattn.report(pictures.pipe).to_dict()["density"]
-        side = arguments.size // 8
         density = vidattn.patterns.from_text(text).density(vidattn.TokenLayout((1, side, side)))
         add(text, made, density, share)
     add("dense, another seed", pictures.make(seed=1), 1.0, 1.0)
-    pictures.pipe.to(torch.bfloat16)
-    add("dense, bfloat16", pictures.make(), 1.0, 1.0)
+    other = "bfloat16" if arguments.dtype == "float32" else "float32"
+    pictures.pipe.to(getattr(torch, other))
+    add(f"dense, {other}", pictures.make(), 1.0, 1.0)
     print(table(rows, ["pattern", "density", "PSNR", "SSIM", "PSNR held out", "SSIM held out", "seconds"]))
-    print(f"dense float32: {seconds:.1f} s for {len(prompts)} pictures")
+    print(f"dense {arguments.dtype}: {seconds:.1f} s for {len(prompts)} pictures")
     if arguments.save:
-        options = {"size": arguments.size, "call": {k: v for k, v in pictures.call.items() if v is not None}}
+        options = {
+            "size": arguments.size,
+            "dtype": arguments.dtype,
+            "call": {k: v for k, v in pictures.call.items() if v is not None},
+        }
         more = {"options": options, "prompts": prompts, "held_out": held_out, "dense_seconds": seconds}
         folder = {"folder": arguments.folder} if arguments.folder else {}
         print("saved", save(arguments.save, rows, pictures.device, **more, **folder).name)

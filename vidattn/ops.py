@@ -50,7 +50,7 @@ def attention_op(
     text: Sequence[int],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Output (B, S, H, Dv) and log-sum-exp (B, S, H). Keys beyond S are extra tokens that every query sees."""
+    """Output (B, S, H, Dv) and log-sum-exp (B, S, H). Keys beyond S are extra: every query sees them."""
     extra = key.shape[1] - query.shape[1]
     problem = _problem(pattern, grid, text, scale, head_scale, text_valid, extra)
     return tiles.forward(problem, query, key, value)
