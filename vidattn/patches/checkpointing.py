@@ -29,13 +29,13 @@ class _Carrying:
             torch.compiler.is_compiling()
         ):  # a compiled graph recomputes with the values that it was traced with
             return self.original(block, *args, **kwargs)
-        decisions = [slot.decision for slot in self.slots]
+        today = _get(self.slots)
 
         # under the block's own name, because functions given by users may look at it
         @functools.wraps(block, updated=())
         def run(*a: Any, **k: Any) -> Any:
-            before = [slot.decision for slot in self.slots]
-            _set(self.slots, decisions)
+            before = _get(self.slots)
+            _set(self.slots, today)
             try:
                 return block(*a, **k)
             finally:
@@ -44,9 +44,13 @@ class _Carrying:
         return self.original(run, *args, **kwargs)
 
 
-def _set(slots: list[Slot], decisions: list[Any]) -> None:
-    for slot, decision in zip(slots, decisions, strict=True):
-        slot.decision = decision
+def _get(slots: list[Slot]) -> list[tuple[Any, Any]]:
+    return [(slot.decision, slot.text_valid) for slot in slots]
+
+
+def _set(slots: list[Slot], states: list[tuple[Any, Any]]) -> None:
+    for slot, (decision, valid) in zip(slots, states, strict=True):
+        slot.decision, slot.text_valid = decision, valid
 
 
 def keep_decisions(model: nn.Module, slots: list[Slot]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
 
@@ -131,13 +131,13 @@ class ModelPatch:
         device = next((a.device for a in arguments.values() if isinstance(a, Tensor)), torch.device("cpu"))
         decisions = []
         for number, slot in enumerate(self.slots):
-            layout = reading.layouts.get(slot.spec.group)
-            key = (number, layout, steps, device, reading.note, trouble)
+            layout, slot.text_valid = _apart(reading.layouts.get(slot.spec.group), device)
+            key = (number, layout, steps, device, reading.note, reading.mask_reason, trouble)
             # one object per case: a compiled graph that has seen it is found again
             if key not in self._decisions:
                 if len(self._decisions) > 1024:
                     self._decisions.clear()
-                self._decisions[key] = self._decide(slot, layout, steps, device, reading.note, trouble)
+                self._decisions[key] = self._decide(slot, layout, steps, device, reading, trouble)
             slot.decision = self._decisions[key]
             decisions.append(slot.decision)
         self.log.forward(self.clock.run, decisions)
@@ -156,11 +156,11 @@ class ModelPatch:
         layout: TokenLayout | None,
         steps: str,
         device: torch.device,
-        note: str,
+        reading: Reading,
         trouble: str,
     ) -> Decision:
         def dense(reason: str, fallback: bool = False) -> Decision:
-            return Decision(layout, None, 1.0, steps, "", reason, fallback, note)
+            return Decision(layout, None, 1.0, steps, "", reason, fallback, reading.note)
 
         rule = slot.spec.rule
         if rule.dense:
@@ -180,16 +180,34 @@ class ModelPatch:
             return dense(reason, fallback=True)
         density = pattern.density(layout)
         backend, _ = backends.resolve(slot.spec.backend, pattern, layout)
-        extent = torch.empty(layout.grid, dtype=torch.bool, device=device)
-        first = layout.text_before > 0
-        return Decision(layout, pattern, density, steps, backend, note=note, text_first=first, extent=extent)
+        return Decision(
+            layout,
+            pattern,
+            density,
+            steps,
+            backend,
+            note=reading.note,
+            mask_reason=reading.mask_reason,
+            text_first=layout.text_before > 0,
+            extent=torch.empty(layout.grid, dtype=torch.bool, device=device),
+        )
 
     def _be_strict(self, decisions: list[Decision]) -> None:
         for slot, decision in zip(self.slots, decisions, strict=True):
             if slot.spec.strict and decision.fallback:
                 for other in self.slots:
-                    other.decision = None
+                    other.decision = other.text_valid = None
                 raise RuntimeError(f"vidattn: layers would run dense although strict=True: {decision.reason}")
+
+
+def _apart(layout: TokenLayout | None, device: torch.device) -> tuple[TokenLayout | None, Tensor | None]:
+    """A layout without ``text_valid``, and that as a tensor."""
+    if layout is None or layout.text_valid is None:
+        return layout, None
+    valid = layout.text_valid
+    if not isinstance(valid, Tensor):
+        valid = torch.tensor(valid, dtype=torch.int64, device=device)
+    return replace(layout, text_valid=None), valid
 
 
 class ForwardHook:

@@ -51,25 +51,29 @@ _original_dispatch: Callable | None = None
 _lock = threading.RLock()
 
 
-def _layout(decision: Decision, length: int) -> TokenLayout | None:
-    """The decision's layout, its sizes taken from tensors: one graph serves all sizes and prompts."""
+def _layout(decision: Decision, length: int, valid: Tensor | None) -> TokenLayout | None:
+    """The decision's layout with the text padding of this forward. In graphs its sizes are taken from
+    tensors: one graph serves all sizes and prompts.
+    """
     layout, extent = decision.layout, decision.extent
     if layout is None or extent is None:
         return layout
+    before, after = layout.text_before, layout.text_after
+    if not torch.compiler.is_compiling():
+        return layout if valid is None else TokenLayout(layout.grid, before, after, valid)
     frames, height, width = extent.shape
-    if not decision.text_first:
-        return TokenLayout((frames, height, width), 0, layout.text_after)
-    return TokenLayout(
-        (frames, height, width), length - extent.numel() - layout.text_after, layout.text_after
-    )
+    before = length - extent.numel() - after if decision.text_first else 0
+    return TokenLayout((frames, height, width), before, after, valid)
 
 
-def _refusal(layout: TokenLayout | None, query: Tensor, key: Tensor, mask: Any, dropout: float) -> str:
+def _refusal(
+    decision: Decision, layout: TokenLayout | None, query: Tensor, key: Tensor, mask: Any, dropout: float
+) -> str:
     """Why a call on the grid cannot be sparse, or ""."""
     if layout is None or query.shape[1] != layout.tokens:
         return "the sequence length is not that of the token grid"
-    if mask is not None:
-        return "an attention mask is given"
+    if mask is not None and decision.mask_reason:
+        return decision.mask_reason
     if dropout > 0.0:
         return "attention dropout is on"
     if query.shape[2] != key.shape[2]:
@@ -105,9 +109,10 @@ def _turn(
         return None
     if decision is None:
         return None
-    layout = _layout(decision, query.shape[1]) if compiling else decision.layout
+    # the padding is the mask's; a call without one sees all text
+    layout = _layout(decision, query.shape[1], slot.text_valid if mask is not None else None)
     if decision.pattern is not None and not reason:
-        reason = _refusal(layout, query, key, mask, dropout)
+        reason = _refusal(decision, layout, query, key, mask, dropout)
     if not compiling:
         CURRENT.reached = True
         if CURRENT.layer is not None:

@@ -28,10 +28,11 @@ class Decision:
     """How the layers of one slot run during one forward.
 
     ``pattern`` None means dense, through the model's own attention, for ``reason``; ``fallback`` says that
-    this was not asked for. ``steps`` names the step class that the forward belongs to. Graphs read
-    ``extent``, an empty tensor of the grid's shape, and ``text_first``, whether text stands in front, instead
-    of
-    numbers: numbers would be constants to them, and every size a new graph.
+    this was not asked for. ``steps`` names the step class that the forward belongs to. ``mask_reason`` says
+    why calls with an attention mask run dense; "" when the mask hides what ``Slot.text_valid`` says. Graphs
+    read ``extent``, an empty tensor of the grid's shape, and ``text_first``, whether text stands in front,
+    instead of numbers: numbers would be constants to them, and every size a new graph. The layout has no
+    ``text_valid``: one decision serves prompts of all lengths.
     """
 
     layout: TokenLayout | None
@@ -42,6 +43,7 @@ class Decision:
     reason: str = ""
     fallback: bool = False
     note: str = ""
+    mask_reason: str = ""
     text_first: bool = False
     extent: Tensor | None = None
 
@@ -57,7 +59,8 @@ class SlotSpec:
 
 
 class Slot(threading.local):
-    """A :class:`SlotSpec` and the decision for the forward that this thread is running.
+    """A :class:`SlotSpec`, and for the forward that this thread is running its decision and, where prompts
+    are padded, the number of real text tokens per item.
 
     ``threading.local`` runs ``__init__`` once per thread, so that ``decision`` exists before a graph first
     reads it.
@@ -66,6 +69,7 @@ class Slot(threading.local):
     def __init__(self, spec: SlotSpec) -> None:
         self.spec = spec
         self.decision: Decision | None = None
+        self.text_valid: Tensor | None = None
 
     def __reduce__(self) -> tuple[type[Slot], tuple[SlotSpec]]:
         return Slot, (self.spec,)

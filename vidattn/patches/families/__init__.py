@@ -3,6 +3,22 @@
 A family says three things about its models: which modules are self-attention over the token grid, how to read
 the grid and the place of the text from the arguments of one forward, and the grid size that the models were
 trained at.
+
+Attention masks: a call with a mask runs dense, unless the family's reader has said what the mask means. Where
+it only hides padding behind the text (whatever its shape and type are at the call), the reader gives the
+layout a ``text_valid``, an integer tensor (B,) with the number of real text tokens per item, and sets
+``Reading(..., mask_reason="")``: "a mask at the call says what the layout says, and no more". Without
+``text_valid`` that means: a mask of no effect. ``vidattn.patches.values.padded`` does it from the prompt mask
+among the forward's arguments, and gives the reason where it cannot be told so::
+
+    layout = TokenLayout(grid, text_after=text.shape[1])
+    layout, reason = padded(layout, arguments.get("encoder_attention_mask"))
+    return Reading({0: layout}, mask_reason=reason)
+
+``padded`` looks at the values (one wait for the device per mask object; pipelines pass one object at every
+step), and so may any reader: it runs before the forward, never in a compiled graph. Calls without a mask
+never use ``text_valid``. Counts are best given as a tensor on the device: graphs and kernels take it as an
+input, so that prompts of other lengths neither recompile nor wait for the device.
 """
 
 from __future__ import annotations
@@ -37,10 +53,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one forward works on: a layout per group of layers, and a remark for the report."""
+    """What one forward works on.
+
+    Args:
+        layouts: a layout per group of layers.
+        note: a remark for the report.
+        mask_reason: why calls with an attention mask run dense; "" when masks say no more than ``text_valid``
+            of the layouts does.
+    """
 
     layouts: Mapping[Hashable, TokenLayout]
     note: str = ""
+    mask_reason: str = "an attention mask is given"
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,13 @@ from collections.abc import Hashable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from vidattn.layout import TokenLayout
 from vidattn.patches.families import Arguments, Family, GridUnreadable, Layer, Reading
+from vidattn.patches.values import once_per_tensor
 
 Target = tuple[int, int] | str
 """(height, width) of the leading raster, or why there is none."""
-
-# Pipelines pass one img_ids object at every step, and reading its values waits for the device: read it once.
-_SEEN: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def _layers(model: nn.Module) -> Iterator[Layer]:
@@ -34,7 +31,7 @@ def _read(model: nn.Module, arguments: Arguments) -> Reading:
         raise GridUnreadable("img_ids, hidden_states and encoder_hidden_states are needed to read the grid")
     if ids.shape[-2] != image.shape[1]:
         raise GridUnreadable(f"img_ids has {ids.shape[-2]} rows for {image.shape[1]} image tokens")
-    target = _target(ids)
+    target = raster_of(ids)
     if isinstance(target, str):
         raise GridUnreadable(target)
     references = image.shape[1] - target[0] * target[1]
@@ -44,15 +41,6 @@ def _read(model: nn.Module, arguments: Arguments) -> Reading:
     return Reading(
         {0: layout}, f"{references} reference tokens see all and are seen by all" if references else ""
     )
-
-
-def _target(ids: Tensor) -> Target:
-    version = None if ids.is_inference() else ids._version
-    seen = _SEEN.get(ids)
-    if seen is None or seen[0] != version:
-        seen = (version, _find_target(ids))
-        _SEEN[ids] = seen
-    return seen[1]
 
 
 def _find_target(ids: Tensor) -> Target:
@@ -75,6 +63,10 @@ def _find_target(ids: Tensor) -> Target:
     if not regular or not _rises(rows[:, 0]) or not _rises(columns[0]):
         return "img_ids is no raster grid"
     return len(table) // width, width
+
+
+raster_of = once_per_tensor(_find_target)
+"""The leading raster in a table of positions (tokens, axes), whose first axes are picture, row and column."""
 
 
 def _leading(values: Tensor) -> int:
