@@ -10,7 +10,9 @@ SIZE    ?= 256
 PATTERN ?= neighborhood
 SEED    ?= 0
 OUT     ?= out/image.png
-OPTIONS := PROMPT SIZE PATTERN SEED STEPS OUT MODEL DEVICE DTYPE GUIDANCE
+# The first steps lay the picture out; two of them dense keep its subjects together at a small size.
+DENSE_STEPS ?= 2
+OPTIONS := PROMPT SIZE PATTERN SEED STEPS DENSE_STEPS OUT MODEL DEVICE DTYPE GUIDANCE
 # Handed over through the environment and never expanded, so that a prompt may hold spaces, quotes and dollar signs.
 $(foreach v,$(OPTIONS),$(eval export ARG_$(v) := $$(value $(v))))
 option = $(if $(value $(1)),$(2) "$$ARG_$(1)")
@@ -27,7 +29,8 @@ image: $(VENV)/.installed  ## a picture from PROMPT, sparse and dense: make imag
 	@$(BIN)/vidattn generate --compare dense $(call option,PROMPT,--prompt) $(call option,SIZE,--size) \
 	    $(call option,PATTERN,--pattern) $(call option,SEED,--seed) $(call option,STEPS,--steps) \
 	    $(call option,OUT,--output) $(call option,MODEL,--model) $(call option,DEVICE,--device) \
-	    $(call option,DTYPE,--dtype) $(call option,GUIDANCE,--guidance)
+	    $(call option,DTYPE,--dtype) $(call option,GUIDANCE,--guidance) \
+	    $(call option,DENSE_STEPS,--dense-steps) --min-tokens 0
 
 test: $(VENV)/.installed-dev  ## the whole suite: make test ARGS="-k patterns"
 	@$(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)

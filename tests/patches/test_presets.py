@@ -13,9 +13,9 @@ from vidattn.patterns import Disc, Groups, Neighborhood, Radial, SlidingWindow
 
 RESOLVED = [
     ("neighborhood", (1, 64, 64), {}, Neighborhood((17, 17))),
-    ("neighborhood", (1, 32, 48), {}, Neighborhood((9, 13))),
-    ("neighborhood", (1, 16, 16), {}, Neighborhood((9, 9))),
-    ("neighborhood", (21, 45, 80), {}, Neighborhood((11, 21))),
+    ("neighborhood", (1, 32, 96), {}, Neighborhood((17, 25))),
+    ("neighborhood", (1, 16, 16), {}, Neighborhood((17, 17))),
+    ("neighborhood", (21, 45, 80), {}, Neighborhood((17, 21))),
     ("neighborhood", (1, 64, 64), {"stride": 4}, Neighborhood((17, 17), stride=4)),
     ("neighborhood", (1, 64, 64), {"window": [5, 7]}, Neighborhood((5, 7))),
     ("sliding", (1, 128, 96), {}, SlidingWindow((30, 52))),
@@ -53,13 +53,13 @@ def test_the_text_form_of_a_preset():
 def test_one_preset_takes_another_window_at_another_size(sparse_calls):
     model = denoiser("sd")
     vidattn.patch(model, "neighborhood", min_tokens=1024)
-    for height, width in ((32, 32), (48, 64)):
+    for height, width in ((32, 32), (40, 96)):
         call = inputs("sd", height=height, width=width, batch=1)
         with torch.no_grad():
             model(**call)
     assert set(sparse_calls) == {
-        ("neighborhood:window=9x9", (1, 32, 32)),
-        ("neighborhood:window=13x17", (1, 48, 64)),
+        ("neighborhood:window=17x17", (1, 32, 32)),
+        ("neighborhood:window=17x25", (1, 40, 96)),
     }
 
 
