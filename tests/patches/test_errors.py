@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel
@@ -158,11 +159,12 @@ def test_a_unet_without_attention():
 
 
 def test_supported_lists_families_and_classes():
-    assert vidattn.supported() == {
-        "flux": ("FluxTransformer2DModel", "FluxControlNetModel"),
-        "unet": ("UNet2DConditionModel", "ControlNetModel"),
-        "wan": ("WanTransformer3DModel", "WanVACETransformer3DModel"),
-    }
+    listed = vidattn.supported()
+    assert listed["flux"] == ("FluxTransformer2DModel", "FluxControlNetModel")
+    assert list(listed) == sorted(listed)
+    classes = [name for names in listed.values() for name in names]
+    assert len(set(classes)) == len(classes)
+    assert [name for name in classes if not hasattr(diffusers, name)] == []
 
 
 # ------------------------------------------------------------------ recipes

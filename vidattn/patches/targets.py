@@ -24,8 +24,8 @@ def supported() -> dict[str, tuple[str, ...]]:
     """Families that can be patched, and their model classes; pipelines are supported through their models.
 
     Example:
-        >>> supported()["wan"]
-        ('WanTransformer3DModel', 'WanVACETransformer3DModel')
+        >>> supported()["ltx"]
+        ('LTXVideoTransformer3DModel', 'LTX2VideoTransformer3DModel')
     """
     return {family.name: family.classes for family in families()}
 

@@ -1,4 +1,7 @@
-"""Wan 2.1 and 2.2, VACE too: self-attention without text over (T, H, W), read from the latent's shape."""
+"""Wan 2.1 and 2.2 (VACE and Animate too) and ChronoEdit: self-attention without text over (T, H, W).
+
+The grid is read from the latent's shape.
+"""
 
 from __future__ import annotations
 
@@ -31,5 +34,15 @@ def _native(model: nn.Module, group: Hashable) -> tuple[int, int]:
 
 
 FAMILY = Family(
-    "wan", ("WanTransformer3DModel", "WanVACETransformer3DModel"), "video", _layers, _read, _native
+    "wan",
+    (
+        "WanTransformer3DModel",
+        "WanVACETransformer3DModel",
+        "WanAnimateTransformer3DModel",
+        "ChronoEditTransformer3DModel",
+    ),
+    "video",
+    _layers,
+    _read,
+    _native,
 )

@@ -1,0 +1,210 @@
+"""Every video family: its sparse layers see the grid that they should, and nothing else changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import vidattn
+from tests.patches.families.video_models import CASES, Case
+from vidattn import TokenLayout
+from vidattn.patches.model_patch import patch_of
+from vidattn.patterns import Groups, Neighborhood, Pattern
+
+SMALL = Neighborhood((2, 1, 3))
+PATTERNS = [SMALL, Neighborhood((1, 3, 3), causal=(True, False, False)), Groups((1, 2, 2))]
+
+all_cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def cases(*names: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", [CASES[name] for name in names], ids=names)
+
+
+@contextmanager
+def planted_masks(pattern: Pattern, layouts: list[TokenLayout]) -> Iterator[list[int]]:
+    """Brute force: torch's own attention gets the pattern's mask, on top of the model's, at these lengths."""
+    real, masks, seen = F.scaled_dot_product_attention, {x.tokens: pattern.mask(x) for x in layouts}, []
+
+    def masked(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options
+    ) -> Tensor:
+        length = query.shape[-2]
+        if length == key.shape[-2] and length in masks:
+            assert attn_mask is None or attn_mask.dtype == torch.bool
+            attn_mask = masks[length] if attn_mask is None else attn_mask & masks[length]
+            seen.append(length)
+        return real(query, key, value, attn_mask=attn_mask, **options)
+
+    F.scaled_dot_product_attention = masked
+    try:
+        yield seen
+    finally:
+        F.scaled_dot_product_attention = real
+
+
+def close(got: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+
+
+def test_all_classes_are_listed():
+    listed = {name for classes in vidattn.supported().values() for name in classes}
+    assert {case.model for case in CASES.values()} <= listed
+
+
+@all_cases
+def test_the_layers_are_those_that_attend_over_the_grid(case: Case):
+    model = case.build()
+    vidattn.patch(model, SMALL)
+    assert tuple(planned.layer.name for planned in patch_of(model).planned) == case.layers
+    modules = dict(model.named_modules())
+    assert all(planned.layer.module is modules[planned.layer.name] for planned in patch_of(model).planned)
+
+
+@all_cases
+def test_a_window_as_large_as_the_grid_changes_nothing(case: Case, sparse_calls):
+    model = case.build()
+    runs = [(grid, batch) for grid in case.sizes for batch in (2, 1)]
+    before = [case.run(model, *run) for run in runs]
+    vidattn.patch(model, Neighborhood(99), min_tokens=0)
+    for run, expected in zip(runs, before, strict=True):
+        sparse_calls.clear()
+        close(case.run(model, *run), expected)
+        calls = len(case.layers) * (case.calls if run[1] == 2 else 1)
+        assert len(sparse_calls) == calls
+    vidattn.unpatch(model)
+    for run, expected in zip(runs, before, strict=True):
+        assert torch.equal(case.run(model, *run), expected)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+@all_cases
+def test_patched_equals_brute_force_with_the_mask(case: Case, pattern: Pattern, sparse_calls):
+    model, patched = case.build(), case.build()
+    vidattn.patch(patched, pattern, min_tokens=0)  # once, for all sizes
+    for grid in case.sizes:
+        before, layouts = case.run(model, grid), case.layouts(grid)
+        with planted_masks(pattern, layouts) as seen:
+            expected = case.run(model, grid)
+        assert len(seen) == len(case.layers) * case.calls
+        sparse_calls.clear()
+        got = case.run(patched, grid)
+        assert len(sparse_calls) == len(seen)
+        assert {grid for _, grid in sparse_calls} == {layout.grid for layout in layouts}
+        close(got, expected)
+        if not all(pattern.covers(layout.grid) for layout in layouts):
+            far = (expected - before).abs().max()
+            assert far > 20 * (got - expected).abs().max(), (
+                "the oracle could not tell this pattern from dense"
+            )
+
+
+@cases(*(name for name, case in CASES.items() if case.fused))
+def test_fused_projections_follow_the_pattern_too(case: Case, sparse_calls):
+    model, grid = case.build(), case.sizes[0]
+    vidattn.patch(model, SMALL, min_tokens=0)
+    expected = case.run(model, grid)
+    sparse_calls.clear()
+    model.fuse_qkv_projections()
+    close(case.run(model, grid), expected)
+    assert len(sparse_calls) == len(case.layers) * case.calls
+
+
+def gradients(case: Case, model: nn.Module) -> dict[str, Tensor]:
+    model(**case.made(case.sizes[0]), return_dict=False)[0].square().mean().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@cases("cogvideox-1.5", "ltx")
+def test_gradients_with_checkpointing(case: Case, sparse_calls):
+    plain, patched, saving = (case.build() for _ in range(3))
+    with planted_masks(SMALL, case.layouts(case.sizes[0])):
+        expected = gradients(case, plain)
+    for model in (patched, saving):
+        vidattn.patch(model, SMALL, min_tokens=0)
+    saving.train().enable_gradient_checkpointing()
+    for model, calls in ((patched, 1), (saving, 2)):
+        sparse_calls.clear()
+        got = gradients(case, model)
+        assert len(sparse_calls) == calls * len(case.layers)
+        assert got.keys() == expected.keys()
+        for name, gradient in got.items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+
+
+@cases("cogvideox-1.5", "ltx")
+def test_compiled_in_one_graph(case: Case):
+    torch._dynamo.reset()
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, example: list[Tensor]) -> Callable:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    model = case.build()
+    vidattn.patch(model, SMALL, min_tokens=0)
+    expected = [case.run(model, grid) for grid in case.sizes]
+    fast = torch.compile(model, backend=count, fullgraph=True)
+    for grid, wanted in zip(case.sizes, expected, strict=True):
+        close(case.run(fast, grid), wanted)
+    assert graphs <= 2
+    torch._dynamo.reset()
+
+
+# ------------------------------------------------------------------ forwards with more tokens, or dense ones
+def reasons(model: nn.Module) -> set[str]:
+    return {row.reason for row in vidattn.report(model).layers}
+
+
+def test_appended_conditions_see_all_and_are_seen_by_all(sparse_calls):
+    case, more = CASES["ltx-2"], 5
+    model, grid = case.build(), case.sizes[0]
+    inputs = case.made(grid)
+    inputs["hidden_states"] = torch.randn(2, grid[0] * grid[1] * grid[2] + more, 4)
+    inputs["video_coords"] = torch.rand(2, 3, inputs["hidden_states"].shape[1], 2)
+    with torch.no_grad(), planted_masks(SMALL, [TokenLayout(grid, text_after=more)]) as seen:
+        expected = model(**inputs, return_dict=False)[0]
+    vidattn.patch(model, SMALL, min_tokens=0)
+    with torch.no_grad():
+        got = model(**inputs, return_dict=False)[0]
+    assert len(sparse_calls) == len(seen) == 2
+    close(got, expected)
+
+
+MASKED = "an attention mask is given"
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "changes", "reason"),
+    [
+        ("skyreels", {"num_frame_per_block": 3}, {}, MASKED),
+        ("allegro", {}, {"attention_mask": torch.ones(2, 3, 8, 12).tril()}, MASKED),
+        ("ltx-2", {}, {"video_self_attention_mask": torch.ones(2, 72, 72).tril()}, MASKED),
+        (
+            "ltx",
+            {},
+            {"num_frames": 4, "video_coords": torch.rand(2, 3, 72)},
+            "72 tokens are no grid of 4 x 4 x 6",
+        ),
+    ],
+)
+def test_what_cannot_be_told_runs_dense_with_a_reason(name, config, changes, reason, sparse_calls):
+    case = CASES[name]
+    case = replace(case, config={**case.config, **config})
+    model, inputs = case.build(), {**case.made(case.sizes[0]), **changes}
+    with torch.no_grad():
+        expected = model(**inputs, return_dict=False)[0]
+        vidattn.patch(model, SMALL, min_tokens=0)
+        assert torch.equal(model(**inputs, return_dict=False)[0], expected)
+    assert not sparse_calls
+    assert reasons(model) == {reason}
+    vidattn.patch(model, SMALL, min_tokens=0, strict=True)
+    with pytest.raises(RuntimeError, match=reason):
+        model(**inputs)

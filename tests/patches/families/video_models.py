@@ -1,0 +1,372 @@
+"""Tiny video models with random weights, one of each kind that a family knows, and what is known about them.
+
+The layouts, and the names of the layers that attend over the grid, are written down by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+
+from vidattn import TokenLayout
+
+Grid = tuple[int, int, int]
+TEXT = 7
+"""Text tokens of a prompt, padding included."""
+SIZES: tuple[Grid, ...] = ((3, 4, 6), (5, 6, 4))
+"""Grids in tokens: odd numbers of frames, pictures that are not square."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model.
+
+    Args:
+        model: name of the class.
+        config: its arguments.
+        inputs: (grid, batch) to the arguments of a forward.
+        layouts: grid to the layouts that its sparse layers see with a batch of 2.
+        layers: names of the sparse layers.
+        calls: sparse calls of each layer for a batch of 2.
+        fused: whether it can fuse its projections.
+        sizes: grids that it can run at.
+    """
+
+    model: str
+    config: dict[str, Any]
+    inputs: Callable[[Grid, int], dict[str, Any]]
+    layouts: Callable[[Grid], list[TokenLayout]]
+    layers: tuple[str, ...]
+    calls: int = 1
+    fused: bool = False
+    sizes: tuple[Grid, ...] = SIZES
+
+    def build(self) -> nn.Module:
+        """The model, always with the same weights."""
+        torch.manual_seed(0)
+        model = getattr(diffusers, self.model)(**self.config).eval()
+        for parameter in model.parameters():  # what starts at zero would hide the attention
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.2)
+        return model
+
+    def run(self, model: nn.Module, grid: Grid, batch: int = 2) -> Tensor:
+        """The output for inputs of a grid, always the same ones."""
+        with torch.no_grad():
+            return model(**self.made(grid, batch), return_dict=False)[0]
+
+    def made(self, grid: Grid, batch: int = 2) -> dict[str, Any]:
+        """The arguments of a forward, always the same."""
+        torch.manual_seed(2)
+        return self.inputs(grid, batch)
+
+
+def heads(size: int = 8) -> dict[str, int]:
+    return {"num_attention_heads": 2, "attention_head_dim": size}
+
+
+def words(batch: int, width: int = 16, tokens: int = TEXT) -> Tensor:
+    return torch.randn(batch, tokens, width)
+
+
+def latent(grid: Grid, batch: int, channels: int = 4, patch: Grid = (1, 2, 2)) -> Tensor:
+    """(B, C, T, H, W)."""
+    frames, height, width = (n * p for n, p in zip(grid, patch, strict=True))
+    return torch.randn(batch, channels, frames, height, width)
+
+
+def times(batch: int) -> Tensor:
+    return torch.full((batch,), 500)
+
+
+def named(stack: str, attention: str = "attn1", count: int = 2) -> tuple[str, ...]:
+    return tuple(f"{stack}.{i}.{attention}" for i in range(count))
+
+
+def plain(grid: Grid) -> list[TokenLayout]:
+    return [TokenLayout(grid)]
+
+
+def text_first(grid: Grid) -> list[TokenLayout]:
+    return [TokenLayout(grid, text_before=TEXT)]
+
+
+def per_frame(grid: Grid) -> list[TokenLayout]:
+    return [TokenLayout((1, *grid[1:]))]
+
+
+def two_levels(grid: Grid) -> list[TokenLayout]:
+    return [TokenLayout((1, *grid[1:])), TokenLayout((1, grid[1] // 2, grid[2] // 2))]
+
+
+# ------------------------------------------------------------------ inputs
+def simple(grid: Grid, batch: int, **more: Any) -> dict[str, Any]:
+    """What most models take."""
+    made = {
+        "hidden_states": latent(grid, batch),
+        "timestep": times(batch),
+        "encoder_hidden_states": words(batch),
+    }
+    return {**made, **more}
+
+
+def cogvideox(grid: Grid, batch: int, frames: int = 1) -> dict[str, Any]:
+    made = latent(grid, batch, patch=(frames, 2, 2)).transpose(1, 2)
+    return simple(grid, batch, hidden_states=made)
+
+
+def consisid(grid: Grid, batch: int) -> dict[str, Any]:
+    return {
+        **cogvideox(grid, batch),
+        "id_vit_hidden": [torch.randn(batch, 2, 2)],
+        "id_cond": torch.randn(batch, 2),
+    }
+
+
+def packed(grid: Grid, batch: int, more: int = 0) -> dict[str, Any]:
+    frames, height, width = grid
+    return {
+        "hidden_states": torch.randn(batch, frames * height * width + more, 4),
+        "encoder_hidden_states": words(batch),
+        "encoder_attention_mask": torch.ones(batch, TEXT),
+        "timestep": times(batch),
+        "num_frames": frames,
+        "height": height,
+        "width": width,
+    }
+
+
+def ltx2(grid: Grid, batch: int) -> dict[str, Any]:
+    made = packed(grid, batch)
+    sound = {
+        "audio_hidden_states": torch.randn(batch, 9, 4),
+        "audio_encoder_hidden_states": words(batch),
+        "audio_num_frames": 9,
+        "fps": 25.0,
+        "sigma": times(batch).float(),
+    }
+    return {**made, **sound, "timestep": times(batch).float()}
+
+
+def two_texts(grid: Grid, batch: int) -> dict[str, Any]:
+    return simple(
+        grid,
+        batch,
+        encoder_hidden_states=words(batch, tokens=4),
+        encoder_hidden_states_t5=words(batch, tokens=3),
+    )
+
+
+def animate(grid: Grid, batch: int) -> dict[str, Any]:
+    frames, height, width = grid
+    return {
+        **simple(grid, batch, hidden_states=latent(grid, batch, channels=12)),
+        "encoder_hidden_states_image": words(batch),
+        "pose_hidden_states": latent((frames - 1, height, width), batch),
+        "face_pixel_values": torch.randn(batch, 3, 4 * (frames - 2) + 1, 16, 16),
+    }
+
+
+def motion(grid: Grid, batch: int) -> dict[str, Any]:
+    text = words(batch * grid[0])
+    return {"sample": latent(grid, batch, patch=(1, 1, 1)), "timestep": 500, "encoder_hidden_states": text}
+
+
+def svd(grid: Grid, batch: int) -> dict[str, Any]:
+    return {
+        "sample": latent(grid, batch, patch=(1, 1, 1)).transpose(1, 2),
+        "timestep": 500,
+        "encoder_hidden_states": words(batch, tokens=1),
+        "added_time_ids": torch.randn(batch, 3),
+    }
+
+
+# ------------------------------------------------------------------ configurations
+WAN = {
+    **heads(12),
+    "patch_size": (1, 2, 2),
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 16,
+    "freq_dim": 16,
+    "ffn_dim": 32,
+    "num_layers": 2,
+    "rope_max_seq_len": 32,
+}
+COGVIDEOX = {
+    **heads(),
+    "in_channels": 4,
+    "out_channels": 4,
+    "time_embed_dim": 8,
+    "text_embed_dim": 16,
+    "num_layers": 2,
+    "sample_width": 12,
+    "sample_height": 8,
+    "sample_frames": 9,
+    "max_text_seq_length": TEXT,
+}
+CONSISID = {
+    "cross_attn_interval": 1,
+    "is_train_face": True,
+    "cross_attn_dim_head": 1,
+    "cross_attn_num_heads": 1,
+    "LFE_id_dim": 2,
+    "LFE_vit_dim": 2,
+    "LFE_depth": 5,
+    "LFE_dim_head": 8,
+    "LFE_num_heads": 2,
+    "LFE_num_id_token": 1,
+    "LFE_num_querie": 1,
+    "LFE_output_dim": 10,
+    "LFE_ff_mult": 1,
+    "LFE_num_scale": 1,
+}
+LTX = {
+    **heads(),
+    "in_channels": 4,
+    "out_channels": 4,
+    "cross_attention_dim": 16,
+    "num_layers": 2,
+    "caption_channels": 16,
+}
+LTX2 = {
+    **LTX,
+    "audio_in_channels": 4,
+    "audio_out_channels": 4,
+    "audio_num_attention_heads": 2,
+    "audio_attention_head_dim": 4,
+    "audio_cross_attention_dim": 8,
+    "rope_double_precision": False,
+}
+ALLEGRO = {
+    **heads(),
+    "num_layers": 2,
+    "cross_attention_dim": 16,
+    "sample_width": 12,
+    "sample_height": 8,
+    "sample_frames": 3,
+    "caption_channels": 16,
+}
+LATTE = {
+    **heads(),
+    "sample_size": 8,
+    "video_length": 3,
+    "num_layers": 2,
+    "patch_size": 2,
+    "caption_channels": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "cross_attention_dim": 16,
+    "num_embeds_ada_norm": 1000,
+    "norm_type": "ada_norm_single",
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-6,
+}
+EASYANIMATE = {
+    **heads(16),
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 2,
+    "mmdit_layers": 1,
+    "patch_size": 2,
+    "text_embed_dim": 16,
+    "text_embed_dim_t5": 16,
+    "time_embed_dim": 8,
+}
+ANIMATE = {
+    **WAN,
+    "in_channels": 12,
+    "latent_channels": 4,
+    "image_dim": 16,
+    "motion_encoder_channel_sizes": {"4": 16, "8": 16, "16": 16},
+    "motion_encoder_size": 16,
+    "motion_style_dim": 8,
+    "motion_dim": 4,
+    "motion_encoder_dim": 16,
+    "face_encoder_hidden_dim": 16,
+    "face_encoder_num_heads": 2,
+    "inject_face_latents_blocks": 2,
+}
+COSMOS = {
+    **heads(12),
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 2,
+    "mlp_ratio": 2,
+    "text_embed_dim": 16,
+    "adaln_lora_dim": 4,
+    "max_size": (8, 32, 32),
+    "patch_size": (1, 2, 2),
+    "concat_padding_mask": False,
+}
+MOTION = {
+    "block_out_channels": (16, 32),
+    "norm_num_groups": 8,
+    "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
+    "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"),
+    "cross_attention_dim": 16,
+    "num_attention_heads": 2,
+    "motion_num_attention_heads": 2,
+    "layers_per_block": 1,
+    "sample_size": 8,
+}
+SVD = {
+    "block_out_channels": (32, 64),
+    "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+    "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+    "cross_attention_dim": 16,
+    "num_attention_heads": 2,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 1,
+    "sample_size": 8,
+    "projection_class_embeddings_input_dim": 24,
+    "addition_time_embed_dim": 8,
+}
+UNET_LAYERS = tuple(
+    f"{place}.transformer_blocks.0.attn1"
+    for place in (
+        "down_blocks.0.attentions.0",
+        "mid_block.attentions.0",
+        "up_blocks.1.attentions.0",
+        "up_blocks.1.attentions.1",
+    )
+)
+BLOCKS = named("transformer_blocks")
+
+CASES: dict[str, Case] = {
+    "cogvideox": Case(
+        "CogVideoXTransformer3DModel", COGVIDEOX, cogvideox, text_first, BLOCKS, fused=True, sizes=(SIZES[0],)
+    ),
+    "cogvideox-1.5": Case(
+        "CogVideoXTransformer3DModel",
+        {**COGVIDEOX, "patch_size_t": 2, "use_rotary_positional_embeddings": True, "patch_bias": False},
+        lambda grid, batch: cogvideox(grid, batch, frames=2),
+        text_first,
+        BLOCKS,
+        fused=True,
+    ),
+    "consisid": Case(
+        "ConsisIDTransformer3DModel",
+        {**COGVIDEOX, **CONSISID, "use_rotary_positional_embeddings": True},
+        consisid,
+        text_first,
+        BLOCKS,
+    ),
+    "ltx": Case("LTXVideoTransformer3DModel", LTX, packed, plain, BLOCKS, fused=True),
+    "ltx-2": Case("LTX2VideoTransformer3DModel", LTX2, ltx2, plain, BLOCKS),
+    "allegro": Case("AllegroTransformer3DModel", ALLEGRO, simple, plain, BLOCKS),
+    "latte": Case("LatteTransformer3DModel", LATTE, simple, per_frame, BLOCKS, sizes=((3, 4, 6), (3, 6, 4))),
+    "easyanimate": Case("EasyAnimateTransformer3DModel", EASYANIMATE, two_texts, text_first, BLOCKS),
+    "skyreels": Case("SkyReelsV2Transformer3DModel", WAN, simple, plain, named("blocks"), fused=True),
+    "chronoedit": Case("ChronoEditTransformer3DModel", WAN, simple, plain, named("blocks"), fused=True),
+    "wan-animate": Case("WanAnimateTransformer3DModel", ANIMATE, animate, plain, named("blocks"), fused=True),
+    "cosmos": Case("CosmosTransformer3DModel", COSMOS, simple, plain, BLOCKS),
+    "animatediff": Case("UNetMotionModel", MOTION, motion, two_levels, UNET_LAYERS),
+    "svd": Case("UNetSpatioTemporalConditionModel", SVD, svd, two_levels, UNET_LAYERS),
+}
