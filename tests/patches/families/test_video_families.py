@@ -76,8 +76,7 @@ def test_a_window_as_large_as_the_grid_changes_nothing(case: Case, sparse_calls)
     for run, expected in zip(runs, before, strict=True):
         sparse_calls.clear()
         close(case.run(model, *run), expected)
-        calls = len(case.layers) * (case.calls if run[1] == 2 else 1)
-        assert len(sparse_calls) == calls
+        assert len(sparse_calls) == case.calls(run[1])
     vidattn.unpatch(model)
     for run, expected in zip(runs, before, strict=True):
         assert torch.equal(case.run(model, *run), expected)
@@ -88,13 +87,13 @@ def test_a_window_as_large_as_the_grid_changes_nothing(case: Case, sparse_calls)
 def test_patched_equals_brute_force_with_the_mask(case: Case, pattern: Pattern, sparse_calls):
     model, patched = case.build(), case.build()
     vidattn.patch(patched, pattern, min_tokens=0)  # once, for all sizes
-    for grid in case.sizes:
-        before, layouts = case.run(model, grid), case.layouts(grid)
+    for grid, batch in [(grid, batch) for grid in case.sizes for batch in (2, 1)]:
+        before, layouts = case.run(model, grid, batch), case.layouts(grid, batch)
         with planted_masks(pattern, layouts) as seen:
-            expected = case.run(model, grid)
-        assert len(seen) == len(case.layers) * case.calls
+            expected = case.run(model, grid, batch)
+        assert len(seen) == case.calls(batch)
         sparse_calls.clear()
-        got = case.run(patched, grid)
+        got = case.run(patched, grid, batch)
         assert len(sparse_calls) == len(seen)
         assert {grid for _, grid in sparse_calls} == {layout.grid for layout in layouts}
         close(got, expected)
@@ -113,7 +112,7 @@ def test_fused_projections_follow_the_pattern_too(case: Case, sparse_calls):
     sparse_calls.clear()
     model.fuse_qkv_projections()
     close(case.run(model, grid), expected)
-    assert len(sparse_calls) == len(case.layers) * case.calls
+    assert len(sparse_calls) == case.calls(2)
 
 
 def gradients(case: Case, model: nn.Module) -> dict[str, Tensor]:
@@ -121,10 +120,10 @@ def gradients(case: Case, model: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@cases("cogvideox-1.5", "ltx")
+@cases("cogvideox-1.5", "ltx", "hunyuan-video")
 def test_gradients_with_checkpointing(case: Case, sparse_calls):
     plain, patched, saving = (case.build() for _ in range(3))
-    with planted_masks(SMALL, case.layouts(case.sizes[0])):
+    with planted_masks(SMALL, case.layouts(case.sizes[0], 2)):
         expected = gradients(case, plain)
     for model in (patched, saving):
         vidattn.patch(model, SMALL, min_tokens=0)
@@ -132,13 +131,13 @@ def test_gradients_with_checkpointing(case: Case, sparse_calls):
     for model, calls in ((patched, 1), (saving, 2)):
         sparse_calls.clear()
         got = gradients(case, model)
-        assert len(sparse_calls) == calls * len(case.layers)
+        assert len(sparse_calls) == calls * case.calls(2)
         assert got.keys() == expected.keys()
         for name, gradient in got.items():
             torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
 
 
-@cases("cogvideox-1.5", "ltx")
+@cases("cogvideox-1.5", "ltx", "hunyuan-video")
 def test_compiled_in_one_graph(case: Case):
     torch._dynamo.reset()
     graphs = 0

@@ -18,6 +18,8 @@ from vidattn import TokenLayout
 Grid = tuple[int, int, int]
 TEXT = 7
 """Text tokens of a prompt, padding included."""
+REAL = (4, 7)
+"""How many of them are real, in the prompts of a batch of models that mask the others."""
 SIZES: tuple[Grid, ...] = ((3, 4, 6), (5, 6, 4))
 """Grids in tokens: odd numbers of frames, pictures that are not square."""
 
@@ -30,9 +32,9 @@ class Case:
         model: name of the class.
         config: its arguments.
         inputs: (grid, batch) to the arguments of a forward.
-        layouts: grid to the layouts that its sparse layers see with a batch of 2.
+        layouts: (grid, batch) to the layouts that its sparse layers see.
         layers: names of the sparse layers.
-        calls: sparse calls of each layer for a batch of 2.
+        alone: items of a batch attend in calls of their own.
         fused: whether it can fuse its projections.
         sizes: grids that it can run at.
     """
@@ -40,9 +42,9 @@ class Case:
     model: str
     config: dict[str, Any]
     inputs: Callable[[Grid, int], dict[str, Any]]
-    layouts: Callable[[Grid], list[TokenLayout]]
+    layouts: Callable[[Grid, int], list[TokenLayout]]
     layers: tuple[str, ...]
-    calls: int = 1
+    alone: bool = False
     fused: bool = False
     sizes: tuple[Grid, ...] = SIZES
 
@@ -59,6 +61,10 @@ class Case:
         """The output for inputs of a grid, always the same ones."""
         with torch.no_grad():
             return model(**self.made(grid, batch), return_dict=False)[0]
+
+    def calls(self, batch: int) -> int:
+        """Sparse calls of a forward."""
+        return len(self.layers) * (batch if self.alone else 1)
 
     def made(self, grid: Grid, batch: int = 2) -> dict[str, Any]:
         """The arguments of a forward, always the same."""
@@ -81,26 +87,35 @@ def latent(grid: Grid, batch: int, channels: int = 4, patch: Grid = (1, 2, 2)) -
 
 
 def times(batch: int) -> Tensor:
-    return torch.full((batch,), 500)
+    return torch.full((batch,), 500.0)
 
 
 def named(stack: str, attention: str = "attn1", count: int = 2) -> tuple[str, ...]:
     return tuple(f"{stack}.{i}.{attention}" for i in range(count))
 
 
-def plain(grid: Grid) -> list[TokenLayout]:
+def plain(grid: Grid, batch: int) -> list[TokenLayout]:
     return [TokenLayout(grid)]
 
 
-def text_first(grid: Grid) -> list[TokenLayout]:
+def text_first(grid: Grid, batch: int) -> list[TokenLayout]:
     return [TokenLayout(grid, text_before=TEXT)]
 
 
-def per_frame(grid: Grid) -> list[TokenLayout]:
+def per_frame(grid: Grid, batch: int) -> list[TokenLayout]:
     return [TokenLayout((1, *grid[1:]))]
 
 
-def two_levels(grid: Grid) -> list[TokenLayout]:
+def text_last(grid: Grid, batch: int) -> list[TokenLayout]:
+    return [TokenLayout(grid, text_after=TEXT)]
+
+
+def history_and_text(grid: Grid, batch: int) -> list[TokenLayout]:
+    """2 frames and 10 older ones are 48 + 6 + 4 tokens, a picture 3; a prompt alone is not padded."""
+    return [TokenLayout(grid, text_before=58, text_after=3 + (REAL[0] if batch == 1 else TEXT))]
+
+
+def two_levels(grid: Grid, batch: int) -> list[TokenLayout]:
     return [TokenLayout((1, *grid[1:])), TokenLayout((1, grid[1] // 2, grid[2] // 2))]
 
 
@@ -148,9 +163,9 @@ def ltx2(grid: Grid, batch: int) -> dict[str, Any]:
         "audio_encoder_hidden_states": words(batch),
         "audio_num_frames": 9,
         "fps": 25.0,
-        "sigma": times(batch).float(),
+        "sigma": times(batch),
     }
-    return {**made, **sound, "timestep": times(batch).float()}
+    return {**made, **sound}
 
 
 def two_texts(grid: Grid, batch: int) -> dict[str, Any]:
@@ -184,6 +199,48 @@ def svd(grid: Grid, batch: int) -> dict[str, Any]:
         "encoder_hidden_states": words(batch, tokens=1),
         "added_time_ids": torch.randn(batch, 3),
     }
+
+
+def masked(grid: Grid, batch: int, **more: Any) -> dict[str, Any]:
+    """With prompts of unequal lengths."""
+    mask = torch.arange(TEXT) < torch.tensor(REAL[:batch])[:, None]
+    return simple(grid, batch, encoder_attention_mask=mask.long(), **more)
+
+
+def hunyuan(grid: Grid, batch: int) -> dict[str, Any]:
+    pooled = {"pooled_projections": torch.randn(batch, 8), "guidance": times(batch)}
+    return masked(grid, batch, **pooled)
+
+
+def framepack(grid: Grid, batch: int) -> dict[str, Any]:
+    frames, height, width = grid
+    return {
+        **hunyuan(grid, batch),
+        "image_embeds": words(batch, tokens=3),
+        "indices_latents": torch.arange(10, 10 + frames),
+        "latents_clean": latent((2, height, width), batch),
+        "indices_latents_clean": torch.arange(8, 10),
+        "latents_history_2x": latent((2, height, width), batch),
+        "indices_latents_history_2x": torch.arange(6, 8),
+        "latents_history_4x": latent((8, height, width), batch),
+        "indices_latents_history_4x": torch.arange(8),
+    }
+
+
+def hunyuan15(grid: Grid, batch: int, picture: float = 0.0) -> dict[str, Any]:
+    """4 tokens, 3 of them real in the first prompt; 2, of which the first prompt has 1; a picture of 1."""
+    mask, mask_2 = torch.ones(batch, 4), torch.ones(batch, 2)
+    mask[0, 3] = mask_2[0, 1] = 0
+    return simple(
+        grid,
+        batch,
+        hidden_states=latent(grid, batch, patch=(1, 1, 1)),
+        encoder_hidden_states=words(batch, tokens=4),
+        encoder_attention_mask=mask,
+        encoder_hidden_states_2=words(batch, tokens=2),
+        encoder_attention_mask_2=mask_2,
+        image_embeds=picture * words(batch, tokens=1),
+    )
 
 
 # ------------------------------------------------------------------ configurations
@@ -328,6 +385,32 @@ SVD = {
     "projection_class_embeddings_input_dim": 24,
     "addition_time_embed_dim": 8,
 }
+HUNYUAN = {
+    **heads(10),
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 1,
+    "num_single_layers": 2,
+    "num_refiner_layers": 1,
+    "patch_size": 2,
+    "text_embed_dim": 16,
+    "pooled_projection_dim": 8,
+    "rope_axes_dim": (2, 4, 4),
+}
+FRAMEPACK = {"has_image_proj": True, "image_proj_dim": 16, "has_clean_x_embedder": True}
+HUNYUAN15 = {
+    **heads(8),
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 2,
+    "num_refiner_layers": 1,
+    "mlp_ratio": 2.0,
+    "text_embed_dim": 16,
+    "text_embed_2_dim": 16,
+    "image_embed_dim": 16,
+    "rope_axes_dim": (2, 2, 4),
+}
+HUNYUAN_LAYERS = (*named("transformer_blocks", "attn", 1), *named("single_transformer_blocks", "attn"))
 UNET_LAYERS = tuple(
     f"{place}.transformer_blocks.0.attn1"
     for place in (
@@ -369,4 +452,36 @@ CASES: dict[str, Case] = {
     "cosmos": Case("CosmosTransformer3DModel", COSMOS, simple, plain, BLOCKS),
     "animatediff": Case("UNetMotionModel", MOTION, motion, two_levels, UNET_LAYERS),
     "svd": Case("UNetSpatioTemporalConditionModel", SVD, svd, two_levels, UNET_LAYERS),
+    "hunyuan-video": Case(
+        "HunyuanVideoTransformer3DModel", HUNYUAN, hunyuan, text_last, HUNYUAN_LAYERS, fused=True
+    ),
+    "hunyuan-video-i2v": Case(
+        "HunyuanVideoTransformer3DModel",
+        {**HUNYUAN, "image_condition_type": "token_replace"},
+        hunyuan,
+        text_last,
+        HUNYUAN_LAYERS,
+        fused=True,
+    ),
+    "framepack": Case(
+        "HunyuanVideoFramepackTransformer3DModel",
+        {**HUNYUAN, **FRAMEPACK},
+        framepack,
+        history_and_text,
+        HUNYUAN_LAYERS,
+    ),
+    "hunyuan-video-1.5": Case(
+        "HunyuanVideo15Transformer3DModel",
+        HUNYUAN15,
+        hunyuan15,
+        text_last,
+        named("transformer_blocks", "attn"),
+    ),
+    "hunyuan-video-1.5-i2v": Case(
+        "HunyuanVideo15Transformer3DModel",
+        HUNYUAN15,
+        lambda grid, batch: hunyuan15(grid, batch, picture=1.0),
+        text_last,
+        named("transformer_blocks", "attn"),
+    ),
 }
