@@ -127,17 +127,21 @@ class ModelPatch:
         for planned in self.planned:
             routes.cover(planned.layer.module.processor)
         reading, trouble = self._read(model, arguments)
-        steps = self.clock.tick(arguments.get("timestep"), self.family.timestep_scale)
+        family = self.family
+        timestep = arguments.get(family.timestep)
+        steps = self.clock.tick(timestep, family.timestep_scale, family.timestep_offset)
         device = next((a.device for a in arguments.values() if isinstance(a, Tensor)), torch.device("cpu"))
         decisions = []
         for number, slot in enumerate(self.slots):
-            layout, slot.text_valid = _apart(reading.layouts.get(slot.spec.group), device)
-            key = (number, layout, steps, device, reading.note, reading.mask_reason, trouble)
+            found = reading.layouts.get(slot.spec.group, trouble)
+            why = found if isinstance(found, str) else ""
+            layout, slot.text_valid = _apart(None if isinstance(found, str) else found, device)
+            key = (number, layout, steps, device, reading.note, reading.mask_reason, why)
             # one object per case: a compiled graph that has seen it is found again
             if key not in self._decisions:
                 if len(self._decisions) > 1024:
                     self._decisions.clear()
-                self._decisions[key] = self._decide(slot, layout, steps, device, reading, trouble)
+                self._decisions[key] = self._decide(slot, layout, steps, device, reading, why)
             slot.decision = self._decisions[key]
             decisions.append(slot.decision)
         self.log.forward(self.clock.run, decisions)

@@ -46,12 +46,13 @@ class StepClock:
         self.__dict__.update(state)
         self._lock = threading.Lock()
 
-    def tick(self, timestep: Any, scale: float) -> str:
+    def tick(self, timestep: Any, scale: float, offset: float = 0.0) -> str:
         """The step class of a forward.
 
         Args:
             timestep: what the model's forward got: a number or a tensor of any shape.
-            scale: the scheduler's timestep divided by that.
+            scale: the scheduler's timestep is that times ``scale`` ...
+            offset: ... plus ``offset``.
         """
         with self._lock:
             pipe = self._pipe() if self._pipe is not None else None
@@ -61,8 +62,8 @@ class StepClock:
             if not self.first and not self.last:
                 return ALL
             if getattr(self._scheduler, "timesteps", None) is None:
-                return FIRST if self._count_values(timestep) < self.first else MIDDLE
-            position = self._scheduled(timestep, scale, fresh)
+                return FIRST if self._count_values(_value(timestep) * scale + offset) < self.first else MIDDLE
+            position = self._scheduled(timestep, scale, offset, fresh)
             if position < self.first:
                 return FIRST
             return LAST if position >= self._length(pipe) - self.last else MIDDLE
@@ -85,7 +86,7 @@ class StepClock:
             length = min(length, pipe.num_timesteps)
         return length
 
-    def _scheduled(self, timestep: Any, scale: float, fresh: bool) -> int:
+    def _scheduled(self, timestep: Any, scale: float, offset: float, fresh: bool) -> int:
         scheduler = self._scheduler
         begin = getattr(scheduler, "begin_index", None)
         index = getattr(scheduler, "step_index", None)
@@ -94,7 +95,7 @@ class StepClock:
         if index is None and not fresh and hasattr(scheduler, "counter"):  # PNDM, whose timesteps repeat
             index = self._start + scheduler.counter
         if index is None:
-            index = self._nearest(_value(timestep) * scale)
+            index = self._nearest(_value(timestep) * scale + offset)
         if fresh:
             self._start = begin if begin is not None else index
         return index - self._start
@@ -103,8 +104,7 @@ class StepClock:
         timesteps = self._scheduler.timesteps
         return int((timesteps.double() - value).abs().argmin())
 
-    def _count_values(self, timestep: Any) -> int:
-        value = _value(timestep)
+    def _count_values(self, value: float) -> int:
         if self._value is None or value > self._value:
             self._count = 0
             self.run += 1

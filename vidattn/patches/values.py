@@ -62,6 +62,16 @@ def padded(layout: TokenLayout, mask: Tensor | None) -> tuple[TokenLayout, str]:
     return replace(layout, text_valid=found), ""
 
 
+def all_ones(mask: Tensor | None) -> bool:
+    """Whether a mask is 1 everywhere: added to scores, or as a choice of keys, it then changes nothing."""
+    return mask is None or (not mask.is_meta and _all_ones(mask))
+
+
+@once_per_tensor
+def _all_ones(mask: Tensor) -> bool:
+    return bool((mask.detach() == 1).all())
+
+
 @once_per_tensor
 def _padding(mask: Tensor) -> Tensor | str | None:
     """Real tokens per item; None if all are real; or why the zeros are not trailing padding."""

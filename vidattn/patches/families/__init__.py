@@ -56,13 +56,13 @@ class Reading:
     """What one forward works on.
 
     Args:
-        layouts: a layout per group of layers.
+        layouts: a layout per group of layers, or why the group runs dense in this forward.
         note: a remark for the report.
         mask_reason: why calls with an attention mask run dense; "" when masks say no more than ``text_valid``
             of the layouts does.
     """
 
-    layouts: Mapping[Hashable, TokenLayout]
+    layouts: Mapping[Hashable, TokenLayout | str]
     note: str = ""
     mask_reason: str = "an attention mask is given"
 
@@ -78,7 +78,9 @@ class Family:
         layers: the self-attention layers of a model, in the order in which they run.
         read: the layouts of one forward; raises :class:`GridUnreadable`.
         native: (height, width) of a group's grid at the size that the model was trained at.
-        timestep_scale: the scheduler's timestep divided by the one that the forward gets.
+        timestep: the name of the forward's timestep argument.
+        timestep_scale: the scheduler's timestep is the forward's times this ...
+        timestep_offset: ... plus this.
     """
 
     name: str
@@ -87,7 +89,9 @@ class Family:
     layers: Callable[[nn.Module], Iterator[Layer]]
     read: Callable[[nn.Module, Arguments], Reading]
     native: Callable[[nn.Module, Hashable], tuple[int, int]]
+    timestep: str = "timestep"
     timestep_scale: float = 1.0
+    timestep_offset: float = 0.0
 
 
 @lru_cache(maxsize=1)
