@@ -10,7 +10,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel, UNet2DConditionModel
+from diffusers import SanaTransformer2DModel, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import nn
 
@@ -120,23 +120,24 @@ def test_wrong_arguments_change_nothing(name, arguments, error, message):
 
 
 def test_what_cannot_be_patched():
-    listed = (
-        "supported: flux: FluxTransformer2DModel, FluxControlNetModel; unet: .*wan: WanTransformer3DModel"
-    )
-    model = DiTTransformer2DModel(
+    listed = "supported: .*flux: FluxTransformer2DModel, FluxControlNetModel; .*wan: WanTransformer3DModel"
+    model = SanaTransformer2DModel(  # its attention is linear
         num_attention_heads=2,
         attention_head_dim=4,
         in_channels=4,
         num_layers=1,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=4,
+        cross_attention_dim=8,
+        caption_channels=8,
         sample_size=8,
-        norm_num_groups=2,
     )
-    with pytest.raises(TypeError, match=f"nothing to patch in DiTTransformer2DModel .*{listed}"):
+    with pytest.raises(TypeError, match=f"nothing to patch in SanaTransformer2DModel .*{listed}"):
         vidattn.patch(model, SMALL)
     pipe = build("flux")
     pipe.register_modules(transformer=model)
     with pytest.raises(
-        TypeError, match=rf"nothing to patch in FluxPipeline \(.*transformer: DiTTransf.*{listed}"
+        TypeError, match=rf"nothing to patch in FluxPipeline \(.*transformer: SanaTransf.*{listed}"
     ):
         vidattn.patch(pipe, SMALL)
     for thing in ("a string", None, 3):

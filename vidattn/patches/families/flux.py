@@ -18,13 +18,15 @@ Target = tuple[int, int] | str
 """(height, width) of the leading raster, or why there is none."""
 
 
-def _layers(model: nn.Module) -> Iterator[Layer]:
+def joint_layers(model: nn.Module) -> Iterator[Layer]:
+    """The attention of both stacks."""
     for stack in ("transformer_blocks", "single_transformer_blocks"):
         for i, block in enumerate(getattr(model, stack)):
             yield Layer(f"{stack}.{i}.attn", block.attn)
 
 
-def _read(model: nn.Module, arguments: Arguments) -> Reading:
+def read_ids(model: nn.Module, arguments: Arguments) -> Reading:
+    """The raster that leads ``img_ids``, behind the text; tokens behind it are references."""
     ids, image = arguments.get("img_ids"), arguments.get("hidden_states")
     text = arguments.get("encoder_hidden_states")
     if not (isinstance(ids, Tensor) and isinstance(image, Tensor) and isinstance(text, Tensor)):
@@ -79,16 +81,17 @@ def _rises(values: Tensor) -> bool:
     return len(values) == 1 or bool((torch.diff(values) >= 0).all() and values[-1] > values[0])
 
 
-def _native(model: nn.Module, group: Hashable) -> tuple[int, int]:
-    return 64, 64  # 1024 px
+def native(model: nn.Module, group: Hashable) -> tuple[int, int]:
+    """1024 px."""
+    return 64, 64
 
 
 FAMILY = Family(
     "flux",
     ("FluxTransformer2DModel", "FluxControlNetModel"),
     "image",
-    _layers,
-    _read,
-    _native,
+    joint_layers,
+    read_ids,
+    native,
     timestep_scale=1000.0,
 )

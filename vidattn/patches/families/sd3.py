@@ -1,0 +1,30 @@
+"""Stable Diffusion 3 and 3.5: joint attention, text last. 3.5 medium has blocks with a second attention, over
+the image alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+from torch import nn
+
+from vidattn.layout import TokenLayout
+from vidattn.patches.families import Arguments, Family, Layer, Reading
+from vidattn.patches.families._image import latent_grid, native_sample, text_length
+
+
+def _layers(model: nn.Module) -> Iterator[Layer]:
+    for i, block in enumerate(cast(Any, model).transformer_blocks):
+        yield Layer(f"transformer_blocks.{i}.attn", block.attn, "joint")
+        if getattr(block, "attn2", None) is not None:
+            yield Layer(f"transformer_blocks.{i}.attn2", block.attn2, "image")
+
+
+def _read(model: nn.Module, arguments: Arguments) -> Reading:
+    grid = latent_grid(model, arguments)
+    joint = TokenLayout(grid, text_after=text_length(arguments))
+    return Reading({"joint": joint, "image": TokenLayout(grid)})
+
+
+FAMILY = Family("sd3", ("SD3Transformer2DModel",), "image", _layers, _read, native_sample)

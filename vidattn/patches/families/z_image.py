@@ -1,0 +1,59 @@
+"""Z-Image: joint attention, the image first, filled up with learned tokens to a multiple of 32, then the
+caption, filled up likewise, then padding where captions of a batch differ. The noise refiner sees the image
+alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from vidattn.layout import TokenLayout
+from vidattn.patches.families import Arguments, Family, GridUnreadable, Layer, Reading
+from vidattn.patches.families._image import native_of
+
+_MULTIPLE = 32
+
+
+def _layers(model: nn.Module) -> Iterator[Layer]:
+    for stack, group in (("noise_refiner", "image"), ("layers", "joint")):
+        for i, block in enumerate(cast(Any, getattr(model, stack))):
+            yield Layer(f"{stack}.{i}.attention", block.attention, group)
+
+
+def _filled(length: int) -> int:
+    return -(-length // _MULTIPLE) * _MULTIPLE
+
+
+def _read(model: nn.Module, arguments: Arguments) -> Reading:
+    images, captions = arguments["x"], arguments["cap_feats"]
+    if not all(isinstance(image, Tensor) for image in images):
+        raise GridUnreadable("several images per item (omni mode)")
+    if len({image.shape for image in images}) != 1:
+        raise GridUnreadable("images of different sizes in one batch")
+    space, time = arguments.get("patch_size", 2), arguments.get("f_patch_size", 1)
+    _, frames, height, width = images[0].shape
+    alone = TokenLayout((frames // time, height // space, width // space))
+    fill = _filled(alone.tokens) - alone.tokens
+    lengths = [_filled(len(caption)) for caption in captions]
+    valid = None
+    if len(set(lengths)) > 1:
+        valid = torch.tensor([fill + n for n in lengths], device=images[0].device)
+    joint = TokenLayout(alone.grid, 0, fill + max(lengths), valid)
+    return Reading({"image": TokenLayout(alone.grid, 0, fill), "joint": joint}, mask_reason="")
+
+
+FAMILY = Family(
+    "z_image",
+    ("ZImageTransformer2DModel",),
+    "image",
+    _layers,
+    _read,
+    native_of(64, 64),  # 1024 px
+    timestep="t",
+    timestep_scale=-1000.0,  # 1 - t / 1000
+    timestep_offset=1000.0,
+)
