@@ -8,10 +8,10 @@ BIN    := $(VENV)/bin
 PROMPT  ?= two 3d bicycle on a yellow background
 SIZE    ?= 256
 PATTERN ?= neighborhood
-SEED    ?= 0
+SEED    ?= 2
 OUT     ?= out/image.png
-# The first steps lay the picture out; two of them dense keep its subjects together at a small size.
-DENSE_STEPS ?= 2
+# The first steps lay the picture out: a quarter of them dense, as the video methods do, keeps subjects whole.
+DENSE_STEPS ?= 5
 OPTIONS := PROMPT SIZE PATTERN SEED STEPS DENSE_STEPS OUT MODEL DEVICE DTYPE GUIDANCE
 # Handed over through the environment and never expanded, so that a prompt may hold spaces, quotes and dollar signs.
 $(foreach v,$(OPTIONS),$(eval export ARG_$(v) := $$(value $(v))))

@@ -2,7 +2,17 @@
 
 from hypothesis import strategies as st
 
-from vidattn.patterns import Disc, Full, Groups, Neighborhood, Radial, SlidingWindow
+from vidattn.patterns import (
+    Disc,
+    Full,
+    Groups,
+    Neighborhood,
+    Radial,
+    SlidingTile,
+    SlidingWindow,
+    Spatial,
+    Temporal,
+)
 
 
 def grids():
@@ -34,6 +44,9 @@ def patterns():
         st.builds(Disc, st.integers(1, 9) | st.floats(0.5, 9.0)),
         st.builds(Groups, sizes, st.just("blocks"), st.integers(0, 2)),
         st.builds(Groups, sizes, st.just("cross"), cross=st.sampled_from(["planes", "lines"])),
+        st.builds(SlidingTile, sizes, st.tuples(*(st.integers(1, 5) for _ in range(3)))),
+        st.builds(Spatial, st.floats(0.01, 3.0), st.booleans()),
+        st.builds(Temporal, st.floats(0.01, 3.0), st.booleans()),
         st.builds(
             Radial,
             st.floats(0.1, 1.0),

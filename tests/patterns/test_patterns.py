@@ -18,7 +18,10 @@ from vidattn.patterns import (
     Groups,
     Neighborhood,
     Radial,
+    SlidingTile,
     SlidingWindow,
+    Spatial,
+    Temporal,
     from_dict,
     from_text,
 )
@@ -166,6 +169,46 @@ def test_radial_reproduces_the_papers_sparsity(tokens, frames, sparsity):
     assert 1 - Radial(variant="release").density(layout) == pytest.approx(sparsity, abs=0.001)
 
 
+@pytest.mark.parametrize("window", [(3, 3, 3), (1, 2, 5), (9, 1, 3)])
+def test_sliding_tile_is_a_clamped_window_of_tiles(window):
+    grid, tile = (7, 9, 11), (2, 2, 3)
+    counts = [-(-n // s) for n, s in zip(grid, tile, strict=True)]
+
+    def sees(q, k):
+        for a, b, size, span, count in zip(q, k, tile, window, counts, strict=True):
+            reach = span // 2
+            if 2 * reach + 1 < count:
+                centre = min(max(a // size, reach), count - 1 - reach)
+                if abs(centre - b // size) > reach:
+                    return False
+        return True
+
+    assert torch.equal(SlidingTile(tile, window).mask(TokenLayout(grid)), by_pairs(grid, sees))
+
+
+def test_sliding_tile_density_of_the_shipped_window():
+    """HunyuanVideo's 30x48x80 tokens are 5x6x10 tiles of 6x8x8; a window of 3x3x3 keeps 27 of the 300."""
+    assert SlidingTile().density(TokenLayout((30, 48, 80))) == pytest.approx(27 / 300, abs=1e-12)
+
+
+@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize("width", [0.3, 1.0, 2.5])
+def test_svg_bands(width, sink):
+    grid = (5, 3, 4)
+    half = int(width * 12)
+
+    def spatial(q, k):
+        a, b = (12 * p[0] + 4 * p[1] + p[2] for p in (q, k))
+        return abs(a - b) <= half or (sink and k[0] == 0)
+
+    def temporal(q, k):
+        a, b = (5 * (4 * p[1] + p[2]) + p[0] for p in (q, k))
+        return abs(a - b) <= half or (sink and k[0] == 0)
+
+    assert torch.equal(Spatial(width, sink).mask(TokenLayout(grid)), by_pairs(grid, spatial))
+    assert torch.equal(Temporal(width, sink).mask(TokenLayout(grid)), by_pairs(grid, temporal))
+
+
 @settings(max_examples=80, deadline=None)
 @given(patterns(), grids(), st.integers(0, 3), st.integers(0, 3), st.data())
 def test_density_is_the_masks_mean(pattern, grid, before, after, data):
@@ -229,6 +272,9 @@ def test_readable_text_forms():
         ("radial:decay=0", "decay=0"),
         ("radial:variant=new", "variant='new'"),
         ("radial:block=0", "block=0"),
+        ("sta:tile=0", "tile=0"),
+        ("spatial:width=0", "width=0"),
+        ("temporal:sink=3", "sink=3"),
     ],
 )
 def test_bad_text_forms_say_what_is_allowed(text, words):

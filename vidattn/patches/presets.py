@@ -19,6 +19,7 @@ from vidattn.patterns import (
     Neighborhood,
     Pattern,
     Radial,
+    SlidingTile,
     SlidingWindow,
     from_text,
 )
@@ -100,6 +101,12 @@ PRESETS: dict[str, Preset] = {
         Radial,
         _nothing,
         "the paper's rule, with the sink that its figures need (arXiv 2506.19852)",
+        kinds=("video",),
+    ),
+    "sta": Preset(
+        SlidingTile,
+        _nothing,
+        "the authors' tile of 384 tokens and the smallest of their symmetric windows (arXiv 2502.04507)",
         kinds=("video",),
     ),
 }

@@ -1,10 +1,12 @@
 """Attention patterns: pure data that says which keys each query of a token grid sees."""
 
+from vidattn.patterns.bands import Spatial, Temporal
 from vidattn.patterns.base import Pattern
 from vidattn.patterns.disc import Disc
 from vidattn.patterns.full import Full
 from vidattn.patterns.groups import Groups
 from vidattn.patterns.radial import Radial
+from vidattn.patterns.sliding_tile import SlidingTile
 from vidattn.patterns.text import PATTERNS, from_dict, from_text
 from vidattn.patterns.window import Neighborhood, SlidingWindow
 
@@ -16,7 +18,10 @@ __all__ = [
     "Neighborhood",
     "Pattern",
     "Radial",
+    "SlidingTile",
     "SlidingWindow",
+    "Spatial",
+    "Temporal",
     "from_dict",
     "from_text",
 ]

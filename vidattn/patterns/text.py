@@ -7,15 +7,18 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from vidattn.patterns.bands import Spatial, Temporal
 from vidattn.patterns.base import Pattern
 from vidattn.patterns.disc import Disc
 from vidattn.patterns.full import Full
 from vidattn.patterns.groups import Groups
 from vidattn.patterns.radial import Radial
+from vidattn.patterns.sliding_tile import SlidingTile
 from vidattn.patterns.window import Neighborhood, SlidingWindow
 
 PATTERNS: dict[str, type[Pattern]] = {
-    c.name: c for c in (Full, Neighborhood, SlidingWindow, Disc, Groups, Radial)
+    c.name: c
+    for c in (Full, Neighborhood, SlidingWindow, Disc, Groups, Radial, SlidingTile, Spatial, Temporal)
 }
 
 
