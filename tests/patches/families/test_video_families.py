@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from math import prod
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vidattn
-from tests.patches.families.video_models import CASES, Case
+from tests.patches.families.video_models import CASES, SIZES, Case, Grid
 from vidattn import TokenLayout
 from vidattn.patches.model_patch import patch_of
 from vidattn.patterns import Groups, Neighborhood, Pattern
@@ -158,23 +160,43 @@ def test_compiled_in_one_graph(case: Case):
 
 
 # ------------------------------------------------------------------ forwards with more tokens, or dense ones
-def reasons(model: nn.Module) -> set[str]:
-    return {row.reason for row in vidattn.report(model).layers}
+def places(grid: Grid, start: float = 0.0) -> Tensor:
+    """LTX-Video's coordinates (1, 3, N) of a raster, in seconds and pixels."""
+    frames, height, width = (torch.arange(float(n)) for n in grid)
+    axes = torch.meshgrid(start + (8 * frames - 7).clamp(min=0) / 25, 32 * height, 32 * width, indexing="ij")
+    return torch.stack(axes).reshape(1, 3, -1)
 
 
-def test_appended_conditions_see_all_and_are_seen_by_all(sparse_calls):
-    case, more = CASES["ltx-2"], 5
-    model, grid = case.build(), case.sizes[0]
-    inputs = case.made(grid)
-    inputs["hidden_states"] = torch.randn(2, grid[0] * grid[1] * grid[2] + more, 4)
-    inputs["video_coords"] = torch.rand(2, 3, inputs["hidden_states"].shape[1], 2)
-    with torch.no_grad(), planted_masks(SMALL, [TokenLayout(grid, text_after=more)]) as seen:
+def ltx_conditions(grid: Grid) -> tuple[dict[str, Any], TokenLayout]:
+    """A picture and a clip of a later time, in front of the video; no sizes are given."""
+    picture, clip = (1, *grid[1:]), (2, *grid[1:])
+    coords = torch.cat([places(picture, 4.0), places(clip, 0.32), places(grid)], dim=2)
+    more = 3 * grid[1] * grid[2]
+    return {"video_coords": coords.expand(2, -1, -1)}, TokenLayout(grid, text_before=more)
+
+
+def ltx2_conditions(grid: Grid) -> tuple[dict[str, Any], TokenLayout]:
+    """Five tokens behind the video."""
+    return {"video_coords": torch.rand(2, 3, prod(grid) + 5, 2)}, TokenLayout(grid, text_after=5)
+
+
+@pytest.mark.parametrize("grid", SIZES)
+@pytest.mark.parametrize(("name", "conditions"), [("ltx", ltx_conditions), ("ltx-2", ltx2_conditions)])
+def test_condition_tokens_see_all_and_are_seen_by_all(name, conditions, grid, sparse_calls):
+    more, layout = conditions(grid)
+    model, inputs = CASES[name].build(), {**CASES[name].made(grid), **more}
+    if name == "ltx":
+        inputs |= {"num_frames": None, "height": None, "width": None}
+    inputs["hidden_states"] = torch.randn(2, layout.tokens, 4)
+    with torch.no_grad(), planted_masks(SMALL, [layout]) as seen:
         expected = model(**inputs, return_dict=False)[0]
     vidattn.patch(model, SMALL, min_tokens=0)
     with torch.no_grad():
         got = model(**inputs, return_dict=False)[0]
-    assert len(sparse_calls) == len(seen) == 2
+    assert sparse_calls == [(str(SMALL), grid)] * 2
+    assert len(seen) == 2
     close(got, expected)
+    assert f"{layout.text_tokens} condition tokens see all" in str(vidattn.report(model))
 
 
 MASKED = "an attention mask is given"
@@ -187,11 +209,13 @@ MASKED = "an attention mask is given"
         ("allegro", {}, {"attention_mask": torch.ones(2, 3, 8, 12).tril()}, MASKED),
         ("ltx-2", {}, {"video_self_attention_mask": torch.ones(2, 72, 72).tril()}, MASKED),
         (
-            "ltx",
+            "ltx-2",
             {},
-            {"num_frames": 4, "video_coords": torch.rand(2, 3, 72)},
+            {"num_frames": 4, "video_coords": torch.rand(2, 3, 72, 2)},
             "72 tokens are no grid of 4 x 4 x 6",
         ),
+        ("ltx", {}, {"video_coords": torch.rand(1, 3, 72).expand(2, -1, -1)}, "ends in no raster"),
+        ("ltx", {}, {"video_coords": torch.rand(2, 3, 72)}, "video_coords differs within the batch"),
     ],
 )
 def test_what_cannot_be_told_runs_dense_with_a_reason(name, config, changes, reason, sparse_calls):
@@ -203,7 +227,7 @@ def test_what_cannot_be_told_runs_dense_with_a_reason(name, config, changes, rea
         vidattn.patch(model, SMALL, min_tokens=0)
         assert torch.equal(model(**inputs, return_dict=False)[0], expected)
     assert not sparse_calls
-    assert reasons(model) == {reason}
+    assert all(reason in row.reason for row in vidattn.report(model).layers)
     vidattn.patch(model, SMALL, min_tokens=0, strict=True)
     with pytest.raises(RuntimeError, match=reason):
         model(**inputs)
