@@ -17,8 +17,11 @@ from torch import Tensor
 from vidattn.backends.batches import Batch, batches
 from vidattn.backends.problem import Problem
 
-# Elements that a batch gathers: on a CPU it should stay in the cache; on a GPU it should fill the chip.
-_BUDGET = {"cpu": 1 << 17, "cuda": 1 << 25}
+# Elements that a batch gathers. On a CPU at most an eighth of the query's, so that peak memory stays under
+# that of PyTorch's fused attention, but no less and no more than these, for the cache's sake; on a GPU enough
+# to fill the chip.
+_CPU_BUDGET = 1 << 17, 1 << 20
+_GPU_BUDGET = 1 << 25
 # Rows of scores against all keys (text rows) are bounded by the number of scores instead.
 _SCORES = {"cpu": 1 << 20, "cuda": 1 << 27}
 
@@ -59,7 +62,9 @@ def _batches(
     cost = query.shape[0] * max(
         query.shape[2] * query.shape[3], key.shape[2] * (key.shape[3] + value.shape[3])
     )
-    for part in batches(problem, query.device, dtype, cost, _BUDGET[kind]):
+    least, most = _CPU_BUDGET
+    budget = min(max(query.numel() // 8, least), most) if kind == "cpu" else _GPU_BUDGET
+    for part in batches(problem, query.device, dtype, cost, budget):
         if part.keys is not None:
             yield part
             continue
