@@ -136,7 +136,7 @@ class ModelPatch:
             found = reading.layouts.get(slot.spec.group, trouble)
             why = found if isinstance(found, str) else ""
             layout, slot.text_valid = _apart(None if isinstance(found, str) else found, device)
-            key = (number, layout, steps, device, reading.note, reading.mask_reason, why)
+            key = (number, layout, steps, device, reading.note, reading.mask_reason, reading.trimmed, why)
             # one object per case: a compiled graph that has seen it is found again
             if key not in self._decisions:
                 if len(self._decisions) > 1024:
@@ -193,6 +193,7 @@ class ModelPatch:
             note=reading.note,
             mask_reason=reading.mask_reason,
             text_first=layout.text_before > 0,
+            trimmed=reading.trimmed,
             extent=torch.empty(layout.grid, dtype=torch.bool, device=device),
         )
 

@@ -59,6 +59,8 @@ def _layout(decision: Decision, length: int, valid: Tensor | None) -> TokenLayou
     if layout is None or extent is None:
         return layout
     before, after = layout.text_before, layout.text_after
+    if decision.trimmed and layout.grid_tokens <= length - before < layout.tokens - before:
+        return TokenLayout(layout.grid, before, length - before - layout.grid_tokens)
     if not torch.compiler.is_compiling():
         return layout if valid is None else TokenLayout(layout.grid, before, after, valid)
     frames, height, width = extent.shape

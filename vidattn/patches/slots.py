@@ -32,7 +32,7 @@ class Decision:
     why calls with an attention mask run dense; "" when the mask hides what ``Slot.text_valid`` says. Graphs
     read ``extent``, an empty tensor of the grid's shape, and ``text_first``, whether text stands in front,
     instead of numbers: numbers would be constants to them, and every size a new graph. The layout has no
-    ``text_valid``: one decision serves prompts of all lengths.
+    ``text_valid``: one decision serves prompts of all lengths. ``trimmed`` as in a family's reading.
     """
 
     layout: TokenLayout | None
@@ -45,6 +45,7 @@ class Decision:
     note: str = ""
     mask_reason: str = ""
     text_first: bool = False
+    trimmed: bool = False
     extent: Tensor | None = None
 
 

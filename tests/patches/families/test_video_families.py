@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 import vidattn
@@ -231,3 +232,62 @@ def test_what_cannot_be_told_runs_dense_with_a_reason(name, config, changes, rea
     vidattn.patch(model, SMALL, min_tokens=0, strict=True)
     with pytest.raises(RuntimeError, match=reason):
         model(**inputs)
+
+
+# ------------------------------------------------------------------ steps
+class Pipeline:
+    """As much of a pipeline as counting steps needs."""
+
+    def __init__(self, transformer: nn.Module, scheduler: FlowMatchEulerDiscreteScheduler) -> None:
+        self.transformer, self.scheduler = transformer, scheduler
+        self.components = {"transformer": transformer, "scheduler": scheduler}
+
+
+def as_given(scheduler: FlowMatchEulerDiscreteScheduler, i: int) -> float:
+    return float(scheduler.timesteps[i])
+
+
+def as_cosmos_2(scheduler: FlowMatchEulerDiscreteScheduler, i: int) -> float:
+    return float(scheduler.sigmas[i] / (scheduler.sigmas[i] + 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "timestep"),
+    [
+        ("mochi", {"invert_sigmas": True}, as_given),
+        ("cosmos", {"use_karras_sigmas": True}, as_cosmos_2),
+        ("hunyuan-video", {}, as_given),
+    ],
+)
+def test_first_and_last_steps_stay_dense(name, options, timestep, sparse_calls):
+    case, scheduler = CASES[name], FlowMatchEulerDiscreteScheduler(**options)
+    model, grid = case.build(), case.sizes[0]
+    pipe = Pipeline(model, scheduler)
+    vidattn.patch(pipe, SMALL, min_tokens=0, dense_steps=1, dense_last_steps=2)
+    for _ in range(2):
+        scheduler.set_timesteps(5)
+        scheduler.set_begin_index(None)
+        calls = []
+        for i, time in enumerate(scheduler.timesteps):
+            sparse_calls.clear()
+            inputs = {**case.made(grid), "timestep": torch.full((2,), timestep(scheduler, i))}
+            with torch.no_grad():
+                change = model(**inputs, return_dict=False)[0]
+            scheduler.step(change, time, inputs["hidden_states"])
+            calls.append(len(sparse_calls))
+        assert calls == [0, case.calls(2), case.calls(2), 0, 0]
+
+
+@cases("mochi", "cosmos")
+def test_steps_without_a_pipeline(case: Case, sparse_calls):
+    model, grid = case.build(), case.sizes[0]
+    vidattn.patch(model, SMALL, min_tokens=0, dense_steps=2)
+    rising = [0.0, 200.0, 500.0, 800.0]
+    for _ in range(2):
+        calls = []
+        for value in rising if case is CASES["mochi"] else rising[::-1]:
+            sparse_calls.clear()
+            with torch.no_grad():
+                model(**{**case.made(grid), "timestep": torch.full((2,), value)})
+            calls.append(len(sparse_calls))
+        assert calls == [0, 0, case.calls(2), case.calls(2)]

@@ -110,6 +110,10 @@ def text_last(grid: Grid, batch: int) -> list[TokenLayout]:
     return [TokenLayout(grid, text_after=TEXT)]
 
 
+def each_text(grid: Grid, batch: int) -> list[TokenLayout]:
+    return [TokenLayout(grid, text_after=real) for real in REAL[:batch]]
+
+
 def history_and_text(grid: Grid, batch: int) -> list[TokenLayout]:
     """2 frames and 10 older ones are 48 + 6 + 4 tokens, a picture 3; a prompt alone is not padded."""
     return [TokenLayout(grid, text_before=58, text_after=3 + (REAL[0] if batch == 1 else TEXT))]
@@ -410,6 +414,15 @@ HUNYUAN15 = {
     "image_embed_dim": 16,
     "rope_axes_dim": (2, 2, 4),
 }
+MOCHI = {
+    **heads(),
+    "num_layers": 2,
+    "pooled_projection_dim": 16,
+    "in_channels": 4,
+    "text_embed_dim": 16,
+    "time_embed_dim": 8,
+    "max_sequence_length": TEXT,
+}
 HUNYUAN_LAYERS = (*named("transformer_blocks", "attn", 1), *named("single_transformer_blocks", "attn"))
 UNET_LAYERS = tuple(
     f"{place}.transformer_blocks.0.attn1"
@@ -450,6 +463,7 @@ CASES: dict[str, Case] = {
     "chronoedit": Case("ChronoEditTransformer3DModel", WAN, simple, plain, named("blocks"), fused=True),
     "wan-animate": Case("WanAnimateTransformer3DModel", ANIMATE, animate, plain, named("blocks"), fused=True),
     "cosmos": Case("CosmosTransformer3DModel", COSMOS, simple, plain, BLOCKS),
+    "mochi": Case("MochiTransformer3DModel", MOCHI, masked, each_text, BLOCKS, alone=True),
     "animatediff": Case("UNetMotionModel", MOTION, motion, two_levels, UNET_LAYERS),
     "svd": Case("UNetSpatioTemporalConditionModel", SVD, svd, two_levels, UNET_LAYERS),
     "hunyuan-video": Case(

@@ -60,11 +60,13 @@ class Reading:
         note: a remark for the report.
         mask_reason: why calls with an attention mask run dense; "" when masks say no more than ``text_valid``
             of the layouts does.
+        trimmed: calls may have less text behind the grid than the layouts say: its padding was dropped.
     """
 
     layouts: Mapping[Hashable, TokenLayout | str]
     note: str = ""
     mask_reason: str = "an attention mask is given"
+    trimmed: bool = False
 
 
 @dataclass(frozen=True)

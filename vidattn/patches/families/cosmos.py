@@ -16,5 +16,11 @@ def _native(model: nn.Module, group: Hashable) -> tuple[int, int]:
 
 
 FAMILY = Family(
-    "cosmos", ("CosmosTransformer3DModel",), "video", stacks("transformer_blocks"), WAN.read, _native
+    "cosmos",
+    ("CosmosTransformer3DModel",),
+    "video",
+    stacks("transformer_blocks"),
+    WAN.read,
+    _native,
+    timestep_scale=1e6,  # 2.0's is no multiple of the scheduler's; this finds the greatest, where runs begin
 )
