@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.strategies import grids, patterns
 from vidattn import TokenLayout, attention, merge_attentions
-from vidattn.attention import run
+from vidattn.attention import compute
+from vidattn.backends.problem import Problem
 from vidattn.ops import attention_op
 from vidattn.patterns import Disc, Full, Groups, Neighborhood, Radial
 from vidattn.testing import assert_no_worse_than_eager, eager_attention, reference_attention
@@ -271,7 +272,8 @@ def test_merging_a_pattern_with_extra_keys():
     near = attention(query, key, value, pattern, layout, return_lse=True)
     far = reference_attention(query, extra, extra, torch.ones(layout.tokens, 5, dtype=torch.bool))
     both = [torch.cat([t, extra], 1) for t in (key, value)]
-    expected = run(query, *both, pattern, layout, None, 12**-0.5, None)
+    problem = Problem(pattern, layout, 12**-0.5, extra=5)
+    expected = compute(problem, query, *both, return_lse=True, backend="torch")
     for one, other in zip(merge_attentions(*zip(near, far, strict=True)), expected, strict=True):
         torch.testing.assert_close(one, other)
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vidattn.backends import resolve
+from vidattn.backends import dense, resolve
+from vidattn.backends.problem import Problem
 from vidattn.layout import TokenLayout
 from vidattn.ops import attention_op
 from vidattn.patterns import Full, Pattern
@@ -62,61 +62,37 @@ def attention(
     if not isinstance(layout, TokenLayout):
         raise TypeError(f"layout={layout!r}: must be a vidattn.TokenLayout")
     check_tensors(query, key, value, layout.tokens)
-    chosen, _ = resolve(backend, pattern, layout)
-    valid = layout.text_valid_tensor(query.shape[0], query.device)
     number, per_head = split_scale(scale, query)
-    if chosen == "dense" and not return_lse:
-        return _dense(query, key, value, pattern, layout, valid, number, per_head)
-    if chosen == "dense" and pattern.covers(layout.grid):
-        pattern = Full()
-    out, lse = run(query, key, value, pattern, layout, valid, number, per_head)
-    return (out, lse) if return_lse else out
+    valid = layout.text_valid_tensor(query.shape[0], query.device)
+    bare = TokenLayout(layout.grid, layout.text_before, layout.text_after)
+    return compute(Problem(pattern, bare, number, per_head, valid), query, key, value, return_lse, backend)
 
 
-def run(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    pattern: Pattern,
-    layout: TokenLayout,
-    valid: Tensor | None,
-    scale: float,
-    head_scale: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The custom op on checked arguments; keys beyond ``layout.tokens`` are extra tokens that every query
-    sees.
-    """
+def compute(
+    problem: Problem, query: Tensor, key: Tensor, value: Tensor, return_lse: bool, backend: str
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run a call whose arguments are checked; keys beyond the layout's tokens are the problem's extra."""
+    pattern, layout = problem.pattern, problem.layout
+    chosen, _ = resolve(backend, pattern, layout)
+    if chosen == "dense":
+        if not return_lse:
+            return dense.forward(problem, query, key, value)
+        if not pattern.covers(layout.grid):
+            return dense.forward(problem, query, key, value), dense.log_sum_exp(problem, query, key)
+        pattern = Full()  # PyTorch's attention does not give its log-sum-exp
     text = (layout.text_before, layout.text_after)
-    return attention_op(query, key, value, head_scale, valid, pattern.encoded, layout.grid, text, scale)
-
-
-def _dense(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    pattern: Pattern,
-    layout: TokenLayout,
-    valid: Tensor | None,
-    scale: float,
-    head_scale: Tensor | None,
-) -> Tensor:
-    """PyTorch's own attention, so that its fast kernels and the user's choice among them stay in use."""
-    if head_scale is not None:
-        query = query * head_scale[:, None].to(query.dtype)
-    mask = None
-    if not pattern.covers(layout.grid):
-        mask = pattern.mask(TokenLayout(layout.grid, layout.text_before, layout.text_after)).to(query.device)[
-            None, None
-        ]
-    if valid is not None:
-        real = torch.ones(query.shape[0], layout.tokens, dtype=torch.bool, device=query.device)
-        number = torch.arange(layout.text_tokens, device=query.device)
-        real[:, layout.text_index().to(query.device)] = number < valid[:, None]
-        mask = real[:, None, None] if mask is None else mask & real[:, None, None]
-    q, k, v = (t.transpose(1, 2) for t in (query, key, value))
-    shared = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=shared)
-    return out.transpose(1, 2)
+    out, lse = attention_op(
+        query,
+        key,
+        value,
+        problem.head_scale,
+        problem.text_valid,
+        pattern.encoded,
+        layout.grid,
+        text,
+        problem.scale,
+    )
+    return (out, lse) if return_lse else out
 
 
 def split_scale(scale: float | Tensor | None, query: Tensor) -> tuple[float, Tensor | None]:

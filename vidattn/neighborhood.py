@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidattn.attention import check_alike, run
+from vidattn.attention import check_alike, compute
 from vidattn.backends import check_backend
+from vidattn.backends.problem import Problem
 from vidattn.layout import TokenLayout
 from vidattn.patterns import Neighborhood
 from vidattn.patterns.sizes import is_int
@@ -137,41 +138,16 @@ def _neighborhood(
     one = (1,) * (3 - rank)
     pattern = Neighborhood(one + window, one + steps, one + apart, (False,) * (3 - rank) + causal)
     flat = [t.flatten(1, -3) for t in (query, key, value)]
+    extra = 0
     if additional_keys is not None and additional_values is not None:
         flat[1:] = [torch.cat(pair, 1) for pair in ((flat[1], additional_keys), (flat[2], additional_values))]
+        extra = additional_keys.shape[1]
     number = float(scale) if scale else query.shape[-1] ** -0.5
-    out, lse = _dispatch(flat, pattern, TokenLayout(grid), number, return_lse, backend)  # type: ignore[arg-type]
-    out = out.unflatten(1, grid)
-    return (out, lse.unflatten(1, grid)) if return_lse and lse is not None else out
-
-
-def _dispatch(
-    flat: list[Tensor],
-    pattern: Neighborhood,
-    layout: TokenLayout,
-    scale: float,
-    return_lse: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor | None]:
-    query, key, value = flat
-    dense = backend == "dense" or (backend == "auto" and pattern.covers(layout.grid))
-    if dense and not return_lse:
-        return _dense(query, key, value, pattern, layout, scale), None
-    return run(query, key, value, pattern, layout, None, scale, None)
-
-
-def _dense(
-    query: Tensor, key: Tensor, value: Tensor, pattern: Neighborhood, layout: TokenLayout, scale: float
-) -> Tensor:
-    mask = None
-    if not pattern.covers(layout.grid):
-        seen = torch.ones(layout.tokens, key.shape[1] - layout.tokens, dtype=torch.bool)
-        mask = torch.cat([pattern.mask(layout), seen], 1).to(query.device)
-    q, k, v = (t.transpose(1, 2) for t in (query, key, value))
-    out = torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
-    return out.transpose(1, 2)
+    problem = Problem(pattern, TokenLayout(grid), number, extra=extra)  # type: ignore[arg-type]
+    result = compute(problem, flat[0], flat[1], flat[2], return_lse, backend)
+    if isinstance(result, tuple):
+        return result[0].unflatten(1, grid), result[1].unflatten(1, grid)
+    return result.unflatten(1, grid)
 
 
 def _public(rank: int, axes: str) -> Callable[..., Any]:

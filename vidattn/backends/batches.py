@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vidattn.backends.problem import Problem
 from vidattn.patterns.base import coordinates
+from vidattn.patterns.full import Full
 from vidattn.plan import Bucket
 
 
@@ -46,6 +47,10 @@ def batches(
     everywhere = torch.cat([text, torch.arange(layout.tokens, layout.tokens + problem.extra, device=device)])
     real = problem.key_valid(device)
     padding = None if real is None else as_bias(real, dtype)
+    hidden = None if padding is None else padding[:, None, None, :]
+    if isinstance(problem.pattern, Full):
+        yield Batch(torch.arange(layout.tokens, device=device)[None], None, hidden)
+        return
     for bucket in problem.pattern.plan(layout).buckets(device):
         bias = None if bucket.full else as_bias(_element_mask(problem, bucket), dtype)
         if bias is not None and len(everywhere):
@@ -55,7 +60,7 @@ def batches(
         for start in range(0, len(bucket.query_base), count):
             yield _tiles(problem, bucket, slice(start, start + count), everywhere, bias, padding)
     if len(text):
-        yield Batch(text[None], None, None if padding is None else padding[:, None, None, :])
+        yield Batch(text[None], None, hidden)
 
 
 def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
