@@ -99,6 +99,43 @@ def sd3_inputs(height: int, width: int, batch: int) -> dict[str, Any]:
     }
 
 
+def sd3_control(text_width: int | None = 32, **options: Any) -> nn.Module:
+    return diffusers.SD3ControlNetModel(
+        sample_size=32,
+        in_channels=4,
+        out_channels=4,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=text_width,
+        caption_projection_dim=32,
+        pooled_projection_dim=64,
+        pos_embed_max_size=16,
+        **options,
+    )
+
+
+def sd35_control_inputs(height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": torch.randn(batch, height * width, 32),
+        "controlnet_cond": torch.randn(batch, 4, 2 * height, 2 * width),
+        "pooled_projections": torch.randn(batch, 64),
+        "timestep": steps(batch),
+    }
+
+
+def with_condition(
+    of: Callable[[int, int, int], dict[str, Any]],
+) -> Callable[[int, int, int], dict[str, Any]]:
+    """The arguments of a ControlNet."""
+
+    def made(height: int, width: int, batch: int) -> dict[str, Any]:
+        arguments = of(height, width, batch)
+        return {**arguments, "controlnet_cond": torch.randn_like(arguments["hidden_states"])}
+
+    return made
+
+
 SD3 = names("transformer_blocks", 3, "attn")
 SD35 = ("transformer_blocks.0.attn", "transformer_blocks.0.attn2", *SD3[1:])
 
@@ -208,6 +245,24 @@ def hunyuan_dit_inputs(height: int, width: int, batch: int) -> dict[str, Any]:
     }
 
 
+def hunyuan_control() -> nn.Module:
+    return diffusers.HunyuanDiT2DControlNetModel(
+        num_attention_heads=4,
+        attention_head_dim=8,
+        in_channels=4,
+        patch_size=2,
+        sample_size=16,
+        hidden_size=32,
+        transformer_num_layers=4,
+        cross_attention_dim=32,
+        cross_attention_dim_t5=32,
+        pooled_projection_dim=16,
+        text_len=TEXT,
+        text_len_t5=TEXT,
+        use_style_cond_and_image_meta_size=False,
+    )
+
+
 def dit() -> nn.Module:
     return diffusers.DiTTransformer2DModel(
         num_attention_heads=4,
@@ -315,6 +370,19 @@ def qwen_inputs(height: int, width: int, batch: int, more: tuple[Any, ...] = ())
         "timestep": steps(batch, 0.5),
         "img_shapes": [[(1, height, width), *more] for _ in range(batch)],
     }
+
+
+def qwen_control() -> nn.Module:
+    return diffusers.QwenImageControlNetModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(8, 4, 4),
+    )
 
 
 def qwen_layers_inputs(height: int, width: int, batch: int) -> dict[str, Any]:
@@ -548,11 +616,29 @@ CASES: dict[str, Case] = {
     "sd3.5": Case(
         lambda: sd3(dual_attention_layers=(0,), qk_norm="rms_norm"), sd3_inputs, SD35, sd35_layouts, LATENT
     ),
+    "sd3_control": Case(sd3_control, with_condition(sd3_inputs), SD3, of_all(SD3, text_after=TEXT), LATENT),
+    "sd3.5_control": Case(
+        lambda: sd3_control(None, use_pos_embed=False),
+        sd35_control_inputs,
+        SD3,
+        of_all(SD3),
+        poke_latent(2, "controlnet_cond"),
+    ),
     "pixart": Case(pixart, pixart_inputs, PIXART, of_all(PIXART), LATENT),
     "hunyuan_dit": Case(hunyuan_dit, hunyuan_dit_inputs, HUNYUAN_DIT, of_all(HUNYUAN_DIT), LATENT),
+    "hunyuan_dit_control": Case(
+        hunyuan_control, with_condition(hunyuan_dit_inputs), HUNYUAN_DIT[:1], of_all(HUNYUAN_DIT[:1]), LATENT
+    ),
     "dit": Case(dit, dit_inputs, PIXART, of_all(PIXART), LATENT, SQUARES),
     "auraflow": Case(auraflow, auraflow_inputs, AURAFLOW, of_all(AURAFLOW, text_before=8 + TEXT), LATENT),
     "qwen_image": Case(qwen, qwen_inputs, QWEN, of_all(QWEN, text_before=TEXT), poke_tokens(qwen_width)),
+    "qwen_control": Case(
+        qwen_control,
+        with_condition(qwen_inputs),
+        QWEN,
+        of_all(QWEN, text_before=TEXT),
+        poke_tokens(qwen_width),
+    ),
     "qwen_edit": Case(
         lambda: qwen(zero_cond_t=True),
         lambda h, w, b: qwen_inputs(h, w, b, ((1, 4, 3), (1, h, w))),
@@ -625,4 +711,4 @@ def inputs(name: str, height: int, width: int, batch: int = 2) -> dict[str, Any]
 def output(model: nn.Module, arguments: dict[str, Any]) -> Tensor:
     """What a forward returns, as one tensor."""
     found = model(**arguments, return_dict=False)[0]
-    return torch.stack(found) if isinstance(found, list) else found
+    return torch.stack(tuple(found)) if isinstance(found, list | tuple) else found

@@ -8,36 +8,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 import vidattn
 from tests.patches.families.image_models import CASES, TEXT, build, inputs, output
 from vidattn import TokenLayout
 from vidattn.patches import routes
+from vidattn.patches.families import family_of
 from vidattn.patches.slots import CURRENT
+from vidattn.patches.steps import StepClock
 from vidattn.patterns import Neighborhood, Pattern
 
 SMALL = Neighborhood((1, 3))  # not as high as wide: rows taken for columns would show
 CLASSES = {
-    "sd3": "SD3Transformer2DModel",
-    "pixart": "PixArtTransformer2DModel",
-    "hunyuan_dit": "HunyuanDiT2DModel",
-    "dit": "DiTTransformer2DModel",
-    "auraflow": "AuraFlowTransformer2DModel",
-    "qwen_image": "QwenImageTransformer2DModel",
-    "chroma": "ChromaTransformer2DModel",
-    "flux2": "Flux2Transformer2DModel",
-    "cogview4": "CogView4Transformer2DModel",
-    "cogview3": "CogView3PlusTransformer2DModel",
-    "lumina2": "Lumina2Transformer2DModel",
-    "hunyuan_image": "HunyuanImageTransformer2DModel",
-    "z_image": "ZImageTransformer2DModel",
-    "hidream": "HiDreamImageTransformer2DModel",
+    "sd3": {"SD3Transformer2DModel", "SD3ControlNetModel"},
+    "pixart": {"PixArtTransformer2DModel"},
+    "hunyuan_dit": {"HunyuanDiT2DModel", "HunyuanDiT2DControlNetModel"},
+    "dit": {"DiTTransformer2DModel"},
+    "auraflow": {"AuraFlowTransformer2DModel"},
+    "qwen_image": {"QwenImageTransformer2DModel", "QwenImageControlNetModel"},
+    "chroma": {"ChromaTransformer2DModel"},
+    "flux2": {"Flux2Transformer2DModel"},
+    "cogview4": {"CogView4Transformer2DModel"},
+    "cogview3": {"CogView3PlusTransformer2DModel"},
+    "lumina2": {"Lumina2Transformer2DModel"},
+    "hunyuan_image": {"HunyuanImageTransformer2DModel"},
+    "z_image": {"ZImageTransformer2DModel"},
+    "hidream": {"HiDreamImageTransformer2DModel"},
 }
 
 
@@ -109,8 +113,8 @@ def brute_force(name: str, model: nn.Module, arguments: dict[str, Any], height: 
 
 def test_the_families_are_listed():
     listed = vidattn.supported()
-    assert {name: listed[name] for name in CLASSES} == {name: (cls,) for name, cls in CLASSES.items()}
-    assert {type(case.build()).__name__ for case in CASES.values()} >= set(CLASSES.values())
+    assert {name: set(listed[name]) for name in CLASSES} == CLASSES
+    assert {type(case.build()).__name__ for case in CASES.values()} >= set().union(*CLASSES.values())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -172,6 +176,27 @@ def test_fused_projections(name, core):
     assert core.layers == list(case.layers)
     vidattn.unpatch(model)
     close(got, brute_force(name, model, arguments, height, width))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_lora(name, core):
+    case, model = CASES[name], build(name)
+    height, width = case.sizes[0]
+    arguments = inputs(name, height, width)
+    # the single blocks of FLUX.2 have all projections in one
+    config = LoraConfig(r=2, lora_alpha=8, target_modules=["to_q", "to_v", "to_qkv_mlp_proj"])
+    plain = run(model, arguments)
+    vidattn.patch(model, SMALL, min_tokens=0, strict=True)
+    inject_adapter_in_model(config, model)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(std=0.2)
+    got = run(model, arguments)
+    assert core.layers == list(case.layers)
+    vidattn.unpatch(model)
+    close(got, brute_force(name, model, arguments, height, width))
+    assert (run(model, arguments) - plain).abs().max() > 1e-3
 
 
 # ---------------------------------------------------------------------- masks
@@ -304,6 +329,25 @@ def test_dense_steps_count_from_the_noisy_end(name, key, values, core):
         run(model, {**arguments, key: torch.full((2,), value)})
         sparse.append(bool(core))
     assert sparse == [False, True, True, False]
+
+
+DOWN, UP = (1.0, 0.75, 0.5, 0.25), (0.0, 0.25, 0.5, 0.75)
+PASSED = {"sd3": (1000.0, 750.0, 500.0, 250.0), "lumina2": UP, "z_image": UP}
+PASSED |= dict.fromkeys(("qwen_image", "chroma", "flux2", "auraflow"), DOWN)
+
+
+class Pipe:
+    """A pipeline whose scheduler does not count its steps."""
+
+    scheduler = SimpleNamespace(timesteps=torch.tensor([1000.0, 750.0, 500.0, 250.0]))
+
+
+@pytest.mark.parametrize("name", PASSED)
+def test_the_place_in_a_schedule_follows_from_the_timestep_that_the_pipeline_passes(name):
+    family, pipe = family_of(build(name)), Pipe()
+    clock = StepClock(pipe, first=1, last=1)
+    steps = [clock.tick(t, family.timestep_scale, family.timestep_offset) for t in PASSED[name]]
+    assert steps == ["first", "middle", "middle", "last"]
 
 
 @pytest.fixture

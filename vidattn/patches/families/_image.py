@@ -22,15 +22,15 @@ def stack_layers(*stacks: str, attention: str = "attn") -> Callable[[nn.Module],
     return layers
 
 
-def latent_grid(model: nn.Module, arguments: Arguments) -> tuple[int, int, int]:
+def latent_grid(model: nn.Module, arguments: Arguments, name: str = "hidden_states") -> tuple[int, int, int]:
     """The grid of a latent (batch, channels, height, width) cut into square patches.
 
     Raises:
         GridUnreadable: there is no such latent.
     """
-    latent = arguments.get("hidden_states")
+    latent = arguments.get(name)
     if not isinstance(latent, Tensor) or latent.ndim != 4:
-        raise GridUnreadable("hidden_states is no (batch, channels, height, width) latent")
+        raise GridUnreadable(f"{name} is no (batch, channels, height, width) latent")
     patch = int(cast(Any, model).config.patch_size)
     return 1, latent.shape[2] // patch, latent.shape[3] // patch
 

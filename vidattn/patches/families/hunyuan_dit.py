@@ -1,4 +1,4 @@
-"""Hunyuan-DiT: self-attention over the image in ``attn1``; the text comes by cross-attention."""
+"""Hunyuan-DiT and ControlNets: self-attention over the image in ``attn1``, cross-attention to the text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from vidattn.patches.families._image import native_sample, read_image_only, stac
 
 FAMILY = Family(
     "hunyuan_dit",
-    ("HunyuanDiT2DModel",),
+    ("HunyuanDiT2DModel", "HunyuanDiT2DControlNetModel"),
     "image",
     stack_layers("blocks", attention="attn1"),
     read_image_only,

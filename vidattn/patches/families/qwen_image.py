@@ -1,4 +1,4 @@
-"""Qwen-Image, Edit and Layered: joint attention, text first; ``img_shapes`` tells the grids.
+"""Qwen-Image, Edit, Layered and ControlNets: joint attention, text first; ``img_shapes`` tells the grids.
 
 Edit appends reference images behind the target: those tokens see all and are seen by all, like text. Layered
 makes several pictures of one size at once: the layers are the grid's first axis.
@@ -38,7 +38,7 @@ def _read(model: nn.Module, arguments: Arguments) -> Reading:
 
 FAMILY = Family(
     "qwen_image",
-    ("QwenImageTransformer2DModel",),
+    ("QwenImageTransformer2DModel", "QwenImageControlNetModel"),
     "image",
     stack_layers("transformer_blocks"),
     _read,

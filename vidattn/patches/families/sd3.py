@@ -1,5 +1,6 @@
-"""Stable Diffusion 3 and 3.5: joint attention, text last. 3.5 medium has blocks with a second attention, over
-the image alone.
+"""Stable Diffusion 3 and 3.5 and their ControlNets: joint attention, text last. 3.5 medium has blocks with a
+second attention, over the image alone. ControlNets of 3.5 large have no text, and get the image as tokens; a
+condition is always a latent.
 """
 
 from __future__ import annotations
@@ -22,9 +23,13 @@ def _layers(model: nn.Module) -> Iterator[Layer]:
 
 
 def _read(model: nn.Module, arguments: Arguments) -> Reading:
-    grid = latent_grid(model, arguments)
+    grid = latent_grid(
+        model, arguments, "controlnet_cond" if "controlnet_cond" in arguments else "hidden_states"
+    )
     joint = TokenLayout(grid, text_after=text_length(arguments))
     return Reading({"joint": joint, "image": TokenLayout(grid)})
 
 
-FAMILY = Family("sd3", ("SD3Transformer2DModel",), "image", _layers, _read, native_sample)
+FAMILY = Family(
+    "sd3", ("SD3Transformer2DModel", "SD3ControlNetModel"), "image", _layers, _read, native_sample
+)
