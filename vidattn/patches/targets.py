@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from vidattn.patches.families import Family, families, family_of
+from vidattn.patches.families._unfit import UNFIT
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ def targets_of(target: Any) -> list[Target]:
             found.setdefault(id(model), Target(name, model, family))
     if not found:
         seen = ", ".join(f"{n}: {type(m).__name__}" if n else type(m).__name__ for n, m in modules.items())
+        reasons = {UNFIT[name] for name in (type(m).__name__ for m in modules.values()) if name in UNFIT}
+        why = "".join(f"{reason}; " for reason in sorted(reasons))
         raise TypeError(
-            f"nothing to patch in {type(target).__name__} ({seen}); supported: {supported_text()}"
+            f"nothing to patch in {type(target).__name__} ({seen}); {why}supported: {supported_text()}"
         )
     return list(found.values())

@@ -8,14 +8,17 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.loaders import PeftAdapterMixin
+from peft import LoraConfig
 from torch import Tensor, nn
 
 import vidattn
-from tests.patches.families.video_models import CASES, SIZES, Case, Grid
+from tests.patches.families.video_models import CASES, SANA, SIZES, Case, Grid
 from vidattn import TokenLayout
 from vidattn.patches.model_patch import patch_of
 from vidattn.patterns import Groups, Neighborhood, Pattern
@@ -116,6 +119,28 @@ def test_fused_projections_follow_the_pattern_too(case: Case, sparse_calls):
     model.fuse_qkv_projections()
     close(case.run(model, grid), expected)
     assert len(sparse_calls) == case.calls(2)
+
+
+ADAPTED = [
+    name for name, case in CASES.items() if issubclass(getattr(diffusers, case.model), PeftAdapterMixin)
+]
+
+
+@cases(*ADAPTED)
+def test_adapters_follow_the_pattern_too(case: Case, sparse_calls):
+    model, grid = case.build(), case.sizes[0]
+    vidattn.patch(model, SMALL, min_tokens=0)
+    before = case.run(model, grid)
+    config = LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False)
+    model.add_adapter(config)
+    sparse_calls.clear()
+    got = case.run(model, grid)
+    assert len(sparse_calls) == case.calls(2)
+    vidattn.unpatch(model)
+    with planted_masks(SMALL, case.layouts(grid, 2)):
+        expected = case.run(model, grid)
+    close(got, expected)
+    assert (expected - before).abs().max() > 20 * (got - expected).abs().max()
 
 
 def gradients(case: Case, model: nn.Module) -> dict[str, Tensor]:
@@ -232,6 +257,12 @@ def test_what_cannot_be_told_runs_dense_with_a_reason(name, config, changes, rea
     vidattn.patch(model, SMALL, min_tokens=0, strict=True)
     with pytest.raises(RuntimeError, match=reason):
         model(**inputs)
+
+
+def test_linear_attention_is_refused_with_the_reason():
+    model = diffusers.SanaVideoTransformer3DModel(**SANA)
+    with pytest.raises(TypeError, match=r"nothing to patch in SanaVideo.*self-attention is linear already"):
+        vidattn.patch(model, SMALL)
 
 
 # ------------------------------------------------------------------ steps

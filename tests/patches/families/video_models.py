@@ -120,7 +120,7 @@ def history_and_text(grid: Grid, batch: int) -> list[TokenLayout]:
 
 
 def two_levels(grid: Grid, batch: int) -> list[TokenLayout]:
-    return [TokenLayout((1, *grid[1:])), TokenLayout((1, grid[1] // 2, grid[2] // 2))]
+    return [TokenLayout((1, *grid[1:])), TokenLayout((1, -(-grid[1] // 2), -(-grid[2] // 2)))]
 
 
 # ------------------------------------------------------------------ inputs
@@ -433,6 +433,17 @@ UNET_LAYERS = tuple(
         "up_blocks.1.attentions.1",
     )
 )
+SANA = {
+    **heads(12),
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 1,
+    "num_cross_attention_heads": 2,
+    "cross_attention_head_dim": 12,
+    "cross_attention_dim": 24,
+    "caption_channels": 16,
+    "sample_size": 8,
+}
 BLOCKS = named("transformer_blocks")
 
 CASES: dict[str, Case] = {
@@ -464,8 +475,12 @@ CASES: dict[str, Case] = {
     "wan-animate": Case("WanAnimateTransformer3DModel", ANIMATE, animate, plain, named("blocks"), fused=True),
     "cosmos": Case("CosmosTransformer3DModel", COSMOS, simple, plain, BLOCKS),
     "mochi": Case("MochiTransformer3DModel", MOCHI, masked, each_text, BLOCKS, alone=True),
-    "animatediff": Case("UNetMotionModel", MOTION, motion, two_levels, UNET_LAYERS),
-    "svd": Case("UNetSpatioTemporalConditionModel", SVD, svd, two_levels, UNET_LAYERS),
+    "animatediff": Case(
+        "UNetMotionModel", MOTION, motion, two_levels, UNET_LAYERS, sizes=(*SIZES, (3, 5, 7))
+    ),
+    "svd": Case(
+        "UNetSpatioTemporalConditionModel", SVD, svd, two_levels, UNET_LAYERS, sizes=(*SIZES, (3, 5, 7))
+    ),
     "hunyuan-video": Case(
         "HunyuanVideoTransformer3DModel", HUNYUAN, hunyuan, text_last, HUNYUAN_LAYERS, fused=True
     ),

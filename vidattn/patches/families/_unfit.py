@@ -1,0 +1,12 @@
+"""Models that have nothing to patch, and why: ``patch`` says so when it refuses them."""
+
+from __future__ import annotations
+
+_LINEAR = "its self-attention is linear already, without a softmax that a pattern could restrict"
+
+UNFIT = {
+    "SanaTransformer2DModel": _LINEAR,
+    "SanaControlNetModel": _LINEAR,
+    "SanaVideoTransformer3DModel": _LINEAR,
+}
+"""Reasons by class name."""
