@@ -29,9 +29,9 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ),
     (
         "wan",
-        {"pattern": "sta"},
+        {"pattern": "svg2"},
         ValueError,
-        "unknown pattern or preset 'sta': .*Known: clear, dense, disc, full",
+        "unknown pattern or preset 'svg2': .*Known: clear, dense, disc, full",
     ),
     ("wan", {"pattern": "svg:window=3"}, ValueError, "unknown pattern or preset 'svg'"),
     ("wan", {"pattern": "neighborhood:windw=3"}, ValueError, "no option 'windw': did you mean 'window'?"),

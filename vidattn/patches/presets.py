@@ -31,7 +31,7 @@ Native = tuple[int, int]
 
 def _quarter(side: int) -> int:
     """About a quarter of a side: odd, to have a middle, and at least 17, for small grids' sake."""
-    # on 32 x 32 tokens of emoji-flux, whose subjects are 12 to 24 tokens wide, 9 takes them apart, 17 does not
+    # on 32x32 tokens of emoji-flux, whose subjects are 12 to 24 tokens wide, 9 takes them apart, 17 does not
     return max(17, 2 * round((side / 4 - 1) / 2) + 1)
 
 
