@@ -13,7 +13,7 @@ from vidattn import TokenLayout, attention, merge_attentions
 from vidattn.attention import compute
 from vidattn.backends.problem import Problem
 from vidattn.ops import attention_op
-from vidattn.patterns import Disc, Full, Groups, Neighborhood, Radial
+from vidattn.patterns import Disc, Full, Groups, Neighborhood, PerHead, Radial, Spatial, Temporal
 from vidattn.testing import assert_no_worse_than_eager, eager_attention, reference_attention
 
 CASES = [
@@ -106,6 +106,21 @@ def test_scale_per_head_and_its_gradient(backend):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
     for one, other in zip(gradients([got], inputs), gradients([expected], inputs), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "dense"])
+def test_a_pattern_for_each_head(backend):
+    layout = TokenLayout((4, 5, 6), 2, 0, (1, 2))
+    pattern = PerHead([Spatial(0.5), Full(), Temporal(0.7, sink=True)], assign=(2, 0, 0, 1))
+    inputs = [*tensors(layout), torch.rand(4, dtype=torch.float64, requires_grad=True)]
+    got = attention(*inputs[:3], pattern, layout, scale=inputs[3], return_lse=True, backend=backend)
+    expected = reference_attention(*inputs[:3], pattern.mask(layout), scale=inputs[3])
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+    for one, other in zip(gradients(got, inputs), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="assigns 4 heads, but query has 2"):
+        attention(*(t[:, :, :2] for t in inputs[:3]), pattern, layout)
 
 
 def test_large_scores_do_not_overflow():

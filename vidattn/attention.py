@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from vidattn.backends import dense, resolve
 from vidattn.backends.problem import Problem
 from vidattn.layout import TokenLayout
 from vidattn.ops import attention_op
-from vidattn.patterns import Full, Pattern
+from vidattn.patterns import Full, Pattern, PerHead
 
 
 def attention(
@@ -73,6 +74,8 @@ def compute(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Run a call whose arguments are checked; keys beyond the layout's tokens are the problem's extra."""
     pattern, layout = problem.pattern, problem.layout
+    if isinstance(pattern, PerHead):
+        return _by_head(problem, pattern, query, key, value, return_lse, backend)
     chosen, _ = resolve(backend, pattern, layout)
     if chosen == "dense":
         if not return_lse:
@@ -93,6 +96,38 @@ def compute(
         problem.scale,
     )
     return (out, lse) if return_lse else out
+
+
+def _by_head(
+    problem: Problem,
+    pattern: PerHead,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    return_lse: bool,
+    backend: str,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The heads of each pattern together, then all in order again."""
+    if len(pattern.assign) != query.shape[2]:
+        raise ValueError(f"pattern assigns {len(pattern.assign)} heads, but query has {query.shape[2]}")
+    shared = query.shape[2] // key.shape[2]
+    order: list[int] = []
+    outs, lses = [], []
+    for number, one in enumerate(pattern.patterns):
+        heads = pattern.heads(number)
+        if not heads:
+            continue
+        order += heads
+        own = torch.tensor(heads, device=query.device)
+        scale = None if problem.head_scale is None else problem.head_scale[own]
+        part = replace(problem, pattern=one, head_scale=scale)
+        keys, values = (t.index_select(2, own // shared) for t in (key, value))
+        out, lse = compute(part, query.index_select(2, own), keys, values, True, backend)
+        outs.append(out)
+        lses.append(lse)
+    back = torch.tensor(order, device=query.device).argsort()
+    merged = torch.cat(outs, 2).index_select(2, back)
+    return (merged, torch.cat(lses, 2).index_select(2, back)) if return_lse else merged
 
 
 def split_scale(scale: float | Tensor | None, query: Tensor) -> tuple[float, Tensor | None]:

@@ -17,7 +17,7 @@ def reference_attention(
         query: (B, Sq, H, D).
         key: (B, Sk, Hkv, D), H a multiple of Hkv.
         value: (B, Sk, Hkv, Dv).
-        mask: bool (Sq, Sk) or (B, Sq, Sk), True where the query sees the key.
+        mask: bool (Sq, Sk), (B, Sq, Sk), or with heads (1 | B, H, Sq, Sk), True where the query sees the key.
         scale: a float, or a tensor (H,); 1 / sqrt(D) when None.
     """
     return _attend(query.double(), key.double(), value.double(), mask, scale)

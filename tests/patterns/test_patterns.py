@@ -17,6 +17,7 @@ from vidattn.patterns import (
     Full,
     Groups,
     Neighborhood,
+    PerHead,
     Radial,
     SlidingTile,
     SlidingWindow,
@@ -243,6 +244,30 @@ def test_text_form_and_dictionary_round_trip(pattern):
     assert from_text(pattern.to_text()) == pattern
     assert from_dict(pattern.to_dict()) == pattern
     assert hash(from_dict(pattern.to_dict())) == hash(pattern)
+
+
+def test_patterns_per_head():
+    pattern = PerHead([Spatial(1.5), Neighborhood((3, 5), stride=2)], (0, 1, 1))
+    assert (
+        pattern.to_text()
+        == "perhead:patterns=[spatial:width=1.5|neighborhood:window=3x5,stride=2],assign=0x1x1"
+    )
+    assert from_text(pattern.to_text()) == from_dict(pattern.to_dict()) == pattern
+    layout = TokenLayout((3, 4, 5), 1)
+    masks = [p.mask(layout) for p in pattern.patterns]
+    assert torch.equal(pattern.mask(layout), torch.stack([masks[0], masks[1], masks[1]]))
+    assert pattern.density(layout) == pytest.approx(pattern.mask(layout).double().mean().item(), abs=1e-12)
+    with pytest.raises(ValueError, match="no plan of its own"):
+        pattern.plan(layout)
+    for patterns, assign in (
+        ([], (0,)),
+        ([pattern], (0,)),
+        ([Full()], (1,)),
+        ([Full()], ()),
+        (["full"], (0,)),
+    ):
+        with pytest.raises(ValueError, match=r"patterns=|assign="):
+            PerHead(patterns, assign)
 
 
 def test_readable_text_forms():

@@ -5,6 +5,7 @@ from vidattn.patterns.base import Pattern
 from vidattn.patterns.disc import Disc
 from vidattn.patterns.full import Full
 from vidattn.patterns.groups import Groups
+from vidattn.patterns.per_head import PerHead
 from vidattn.patterns.radial import Radial
 from vidattn.patterns.sliding_tile import SlidingTile
 from vidattn.patterns.text import PATTERNS, from_dict, from_text
@@ -17,6 +18,7 @@ __all__ = [
     "Groups",
     "Neighborhood",
     "Pattern",
+    "PerHead",
     "Radial",
     "SlidingTile",
     "SlidingWindow",

@@ -128,6 +128,8 @@ class Pattern:
 
 def value_text(value: object) -> str:
     """A parameter as the text form has it."""
+    if isinstance(value, tuple) and value and isinstance(value[0], Pattern):
+        return "[" + "|".join(p.to_text() for p in value) + "]"
     if isinstance(value, tuple):
         return "x".join(value_text(v) for v in value)
     return str(value).lower() if isinstance(value, bool) else str(value)

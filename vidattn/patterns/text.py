@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,13 +13,25 @@ from vidattn.patterns.base import Pattern
 from vidattn.patterns.disc import Disc
 from vidattn.patterns.full import Full
 from vidattn.patterns.groups import Groups
+from vidattn.patterns.per_head import PerHead
 from vidattn.patterns.radial import Radial
 from vidattn.patterns.sliding_tile import SlidingTile
 from vidattn.patterns.window import Neighborhood, SlidingWindow
 
 PATTERNS: dict[str, type[Pattern]] = {
     c.name: c
-    for c in (Full, Neighborhood, SlidingWindow, Disc, Groups, Radial, SlidingTile, Spatial, Temporal)
+    for c in (
+        Full,
+        Neighborhood,
+        SlidingWindow,
+        Disc,
+        Groups,
+        Radial,
+        SlidingTile,
+        Spatial,
+        Temporal,
+        PerHead,
+    )
 }
 
 
@@ -43,6 +56,8 @@ def from_dict(data: Mapping[str, Any]) -> Pattern:
     cls = PATTERNS[name]
     fields = {f.name: f for f in dataclasses.fields(cls)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "pattern"}
+    if cls is PerHead and isinstance(values.get("patterns"), tuple):
+        values["patterns"] = tuple(p if isinstance(p, Pattern) else from_dict(p) for p in values["patterns"])
     for key in values:
         if key not in fields:
             raise ValueError(f"pattern {name!r} has no parameter {key!r}: {nearest(key, fields)}")
@@ -66,7 +81,8 @@ def from_text(text: str) -> Pattern:
         raise ValueError(f"{text!r}: a pattern's text form is a string such as 'neighborhood:window=33x33'")
     name, _, rest = text.strip().partition(":")
     data: dict[str, Any] = {"pattern": name.strip().lower()}
-    for part in filter(None, (p.strip() for p in rest.split(","))):
+    # commas inside brackets belong to the patterns of a PerHead
+    for part in filter(None, (p.strip() for p in re.split(r",(?![^\[]*\])", rest))):
         key, equals, value = part.partition("=")
         if not equals or not value.strip():
             raise ValueError(f"{text!r}: {part!r} is not of the form parameter=value")
@@ -77,6 +93,8 @@ def from_text(text: str) -> Pattern:
 
 
 def _read_value(value: str) -> Any:
+    if value.startswith("[") and value.endswith("]"):
+        return tuple(from_text(part) for part in value[1:-1].split("|"))
     word = value.lower()
     if word in ("true", "false"):
         return word == "true"
