@@ -259,7 +259,7 @@ def test_patterns_per_head():
     assert pattern.density(layout) == pytest.approx(pattern.mask(layout).double().mean().item(), abs=1e-12)
     with pytest.raises(ValueError, match="no plan of its own"):
         pattern.plan(layout)
-    for patterns, assign in (
+    for several, assign in (
         ([], (0,)),
         ([pattern], (0,)),
         ([Full()], (1,)),
@@ -267,7 +267,7 @@ def test_patterns_per_head():
         (["full"], (0,)),
     ):
         with pytest.raises(ValueError, match=r"patterns=|assign="):
-            PerHead(patterns, assign)
+            PerHead(several, assign)
 
 
 def test_readable_text_forms():

@@ -25,7 +25,7 @@ def why_dense(pattern: Pattern, layout: TokenLayout, device: torch.device) -> st
     kind = "cpu" if device.type == "cpu" else "cuda"
     if layout.grid_tokens < MIN_TOKENS[kind]:
         return f"{layout.grid_tokens} tokens, under min_tokens {MIN_TOKENS[kind]}"
-    visited = pattern.plan(layout).visited_pairs / layout.grid_tokens**2
+    visited = pattern.visited(layout)
     if visited > MAX_VISITED[kind]:
         return f"{pattern} visits {visited:.2f} of the pairs, over {MAX_VISITED[kind]}: dense is as fast"
     return ""

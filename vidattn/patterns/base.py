@@ -107,6 +107,10 @@ class Pattern:
         ]
         return _plan(self, layout.grid, shapes[0], shapes[1])
 
+    def visited(self, layout: TokenLayout) -> float:
+        """Share of the grid's pairs that the default plan computes, masked ones included."""
+        return self.plan(layout).visited_pairs / layout.grid_tokens**2
+
     # ------------------------------------------------------------------ as data
     def to_dict(self) -> dict[str, Any]:
         """Parameters and the pattern's name, as JSON would hold them."""

@@ -61,6 +61,10 @@ class PerHead(Pattern):
         densities = [p.density(layout) for p in self.patterns]
         return sum(densities[n] for n in self.assign) / len(self.assign)
 
+    def visited(self, layout: TokenLayout) -> float:
+        shares = [p.visited(layout) for p in self.patterns]
+        return sum(shares[n] for n in self.assign) / len(self.assign)
+
     def covers(self, grid: Grid) -> bool:
         return all(self.patterns[n].covers(grid) for n in self.assign)
 
