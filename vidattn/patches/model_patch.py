@@ -192,7 +192,7 @@ class ModelPatch:
             backend,
             note=reading.note,
             mask_reason=reading.mask_reason,
-            text_first=layout.text_before > 0,
+            text=_text_side(layout),
             trimmed=reading.trimmed,
             extent=torch.empty(layout.grid, dtype=torch.bool, device=device),
         )
@@ -203,6 +203,12 @@ class ModelPatch:
                 for other in self.slots:
                     other.decision = other.text_valid = None
                 raise RuntimeError(f"vidattn: layers would run dense although strict=True: {decision.reason}")
+
+
+def _text_side(layout: TokenLayout) -> str:
+    if layout.text_before:
+        return "both" if layout.text_after else "before"
+    return "after" if layout.text_after else ""
 
 
 def _apart(layout: TokenLayout | None, device: torch.device) -> tuple[TokenLayout | None, Tensor | None]:

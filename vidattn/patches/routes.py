@@ -59,13 +59,19 @@ def _layout(decision: Decision, length: int, valid: Tensor | None) -> TokenLayou
     if layout is None or extent is None:
         return layout
     before, after = layout.text_before, layout.text_after
-    if decision.trimmed and layout.grid_tokens <= length - before < layout.tokens - before:
-        return TokenLayout(layout.grid, before, length - before - layout.grid_tokens)
     if not torch.compiler.is_compiling():
+        if decision.trimmed and layout.grid_tokens <= length - before < layout.tokens - before:
+            return TokenLayout(layout.grid, before, length - before - layout.grid_tokens)
         return layout if valid is None else TokenLayout(layout.grid, before, after, valid)
     frames, height, width = extent.shape
-    before = length - extent.numel() - after if decision.text_first else 0
-    return TokenLayout((frames, height, width), before, after, valid)
+    rest = length - extent.numel()
+    if decision.text == "before":
+        return TokenLayout((frames, height, width), rest, 0, valid)
+    if decision.text == "after":
+        return TokenLayout((frames, height, width), 0, rest, valid)
+    if decision.trimmed:
+        return TokenLayout((frames, height, width), before, rest - before, valid)
+    return TokenLayout((frames, height, width), rest - after if before else 0, after, valid)
 
 
 def _refusal(

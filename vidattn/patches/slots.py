@@ -30,9 +30,10 @@ class Decision:
     ``pattern`` None means dense, through the model's own attention, for ``reason``; ``fallback`` says that
     this was not asked for. ``steps`` names the step class that the forward belongs to. ``mask_reason`` says
     why calls with an attention mask run dense; "" when the mask hides what ``Slot.text_valid`` says. Graphs
-    read ``extent``, an empty tensor of the grid's shape, and ``text_first``, whether text stands in front,
-    instead of numbers: numbers would be constants to them, and every size a new graph. The layout has no
-    ``text_valid``: one decision serves prompts of all lengths. ``trimmed`` as in a family's reading.
+    read ``extent``, an empty tensor of the grid's shape, and ``text``, the side on which text stands
+    ("before", "after", "both" or ""), instead of numbers: numbers would be constants to them, and every size
+    a new graph. The layout has no ``text_valid``: one decision serves prompts of all lengths. ``trimmed`` as
+    in a family's reading.
     """
 
     layout: TokenLayout | None
@@ -44,7 +45,7 @@ class Decision:
     fallback: bool = False
     note: str = ""
     mask_reason: str = ""
-    text_first: bool = False
+    text: str = ""
     trimmed: bool = False
     extent: Tensor | None = None
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,9 +22,7 @@ import vidattn
 from tests.patches.families.image_models import CASES, TEXT, build, inputs, output
 from vidattn import TokenLayout
 from vidattn.patches import routes
-from vidattn.patches.families import family_of
 from vidattn.patches.slots import CURRENT
-from vidattn.patches.steps import StepClock
 from vidattn.patterns import Neighborhood, Pattern
 
 SMALL = Neighborhood((1, 3))  # not as high as wide: rows taken for columns would show
@@ -115,6 +114,20 @@ def test_the_families_are_listed():
     listed = vidattn.supported()
     assert {name: set(listed[name]) for name in CLASSES} == CLASSES
     assert {type(case.build()).__name__ for case in CASES.values()} >= set().union(*CLASSES.values())
+
+
+def test_omnigen_is_refused_with_the_reason():
+    with torch.device("meta"):
+        model = diffusers.OmniGenTransformer2DModel(
+            hidden_size=32,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            intermediate_size=16,
+            num_layers=1,
+            rope_scaling={"short_factor": [1.0] * 8, "long_factor": [1.0] * 8},
+        )
+    with pytest.raises(TypeError, match=r"nothing to patch in OmniGen.*text tokens do not see the picture"):
+        vidattn.patch(model, SMALL)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -332,22 +345,34 @@ def test_dense_steps_count_from_the_noisy_end(name, key, values, core):
 
 
 DOWN, UP = (1.0, 0.75, 0.5, 0.25), (0.0, 0.25, 0.5, 0.75)
-PASSED = {"sd3": (1000.0, 750.0, 500.0, 250.0), "lumina2": UP, "z_image": UP}
-PASSED |= dict.fromkeys(("qwen_image", "chroma", "flux2", "auraflow"), DOWN)
+PASSED = {
+    "sd3": ("timestep", (1000.0, 750.0, 500.0, 250.0)),
+    "hidream": ("timesteps", (1000.0, 750.0, 500.0, 250.0)),
+    "lumina2": ("timestep", UP),
+    "z_image": ("t", UP),
+    **dict.fromkeys(("qwen_image", "chroma", "flux2", "auraflow"), ("timestep", DOWN)),
+}
 
 
 class Pipe:
-    """A pipeline whose scheduler does not count its steps."""
+    """A pipeline whose scheduler does not count its steps, so that the timestep must tell."""
 
-    scheduler = SimpleNamespace(timesteps=torch.tensor([1000.0, 750.0, 500.0, 250.0]))
+    def __init__(self, model: nn.Module) -> None:
+        self.components = {"transformer": model}
+        self.scheduler = SimpleNamespace(timesteps=torch.tensor([1000.0, 750.0, 500.0, 250.0]))
 
 
 @pytest.mark.parametrize("name", PASSED)
-def test_the_place_in_a_schedule_follows_from_the_timestep_that_the_pipeline_passes(name):
-    family, pipe = family_of(build(name)), Pipe()
-    clock = StepClock(pipe, first=1, last=1)
-    steps = [clock.tick(t, family.timestep_scale, family.timestep_offset) for t in PASSED[name]]
-    assert steps == ["first", "middle", "middle", "last"]
+def test_the_place_in_a_schedule_follows_from_the_timestep_that_the_pipeline_passes(name, core):
+    model, (key, passed) = build(name), PASSED[name]
+    pipe, arguments = Pipe(model), inputs(name, *CASES[name].sizes[0])
+    vidattn.patch(pipe, SMALL, min_tokens=0, dense_steps=1, dense_last_steps=1)
+    sparse = []
+    for value in passed:
+        core.clear()
+        run(model, {**arguments, key: torch.full((2,), value)})
+        sparse.append(bool(core))
+    assert sparse == [False, True, True, False]
 
 
 @pytest.fixture
@@ -368,22 +393,40 @@ def test_compiled_in_one_graph(name, fresh_dynamo):
         close(run(fast, arguments), right)
 
 
-@pytest.mark.parametrize("name", PADDED)
-def test_other_prompt_lengths_do_not_recompile(name, fresh_dynamo):
-    graphs = []
+def graphs_of(model: nn.Module) -> tuple[nn.Module, list[torch.fx.GraphModule]]:
+    """The model compiled, and the list in which its graphs will be."""
+    graphs: list[torch.fx.GraphModule] = []
 
     def backend(graph: torch.fx.GraphModule, example: list[Tensor]) -> Callable:
         graphs.append(graph)
         return graph.forward
 
+    return torch.compile(model, backend=backend, fullgraph=True), graphs
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_other_paddings_do_not_recompile(name, fresh_dynamo):
     model, plain = build(name), inputs(name, 4, 6)
     given = [{**plain, PADDED[name]: padding(*lengths)} for lengths in ((7, 3), (2, 5), (6, 6))]
     wanted = [brute_force(name, model, arguments, 4, 6) for arguments in given]
     vidattn.patch(model, SMALL, min_tokens=0)
-    fast = torch.compile(model, backend=backend, fullgraph=True)
+    fast, graphs = graphs_of(model)
     for arguments, right in zip(given, wanted, strict=True):
         close(run(fast, arguments), right)
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("name", ["sd3", "auraflow"])  # text behind the picture, and in front
+def test_other_prompt_lengths_recompile_once(name, fresh_dynamo):
+    model, plain = build(name), inputs(name, 4, 6)
+    vidattn.patch(model, SMALL, min_tokens=0)
+    prompts = [torch.randn(2, length, 32) for length in (7, 9, 12, 5)]
+    given = [{**plain, "encoder_hidden_states": prompt} for prompt in prompts]
+    wanted = [run(model, arguments) for arguments in given]
+    fast, graphs = graphs_of(model)
+    for arguments, right in zip(given, wanted, strict=True):
+        close(run(fast, arguments), right)
+    assert len(graphs) == 2
 
 
 @pytest.mark.parametrize("name", ["sd3.5", "qwen_image"])
