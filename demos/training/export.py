@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -51,11 +52,19 @@ def wan_pipeline(run: Path, vae_run: Path, size: str) -> WanPipeline:
 def write(pipeline: DiffusionPipeline, out: Path) -> None:
     """Saves in bfloat16 and checks the size of every file."""
     pipeline.to(torch.bfloat16).save_pretrained(out, max_shard_size="12MB")
+    _load_text_encoders_in_float32(out)
     files = {p: p.stat().st_size for p in out.rglob("*") if p.is_file()}
     large = {str(p): n for p, n in files.items() if n >= FILE_LIMIT}
     if large:
         raise RuntimeError(f"files of 16 MB or more: {large}")
     print(f"{out}: {len(files)} files, {sum(files.values()) / 2**20:.1f} MiB")
+
+
+def _load_text_encoders_in_float32(out: Path) -> None:
+    """Without a dtype diffusers loads models in float32, transformers in the config's dtype: make them agree."""
+    for config in out.glob("text_encoder*/config.json"):
+        content = json.loads(config.read_text(encoding="utf-8"))
+        config.write_text(json.dumps(content | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -116,7 +116,7 @@ def test_exported_pipelines_load_and_draw(name, kind, options, runs, sprites, tm
     arguments = ["--run", str(runs / name), "--vae", str(vae_run), "--out", str(out), "--size", "tiny"]
     export.main([name, *arguments, "--flux", str(runs / "flux")])
     assert all(p.stat().st_size < 16e6 for p in out.rglob("*"))
-    pipeline = kind.from_pretrained(out, torch_dtype=torch.float32)
+    pipeline = kind.from_pretrained(out)  # plain, as users do: all parts in one dtype
     pipeline.set_progress_bar_config(disable=True)
     size = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "np"}
     caption = "two 3d cat on a red background"
