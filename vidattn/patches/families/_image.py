@@ -22,6 +22,18 @@ def stack_layers(*stacks: str, attention: str = "attn") -> Callable[[nn.Module],
     return layers
 
 
+def tensor(arguments: Arguments, name: str) -> Tensor:
+    """An argument that must be a tensor.
+
+    Raises:
+        GridUnreadable: it is none.
+    """
+    found = arguments.get(name)
+    if not isinstance(found, Tensor):
+        raise GridUnreadable(f"{name} is needed to read the grid")
+    return found
+
+
 def latent_grid(model: nn.Module, arguments: Arguments, name: str = "hidden_states") -> tuple[int, int, int]:
     """The grid of a latent (batch, channels, height, width) cut into square patches.
 

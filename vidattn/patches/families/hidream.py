@@ -11,16 +11,18 @@ from typing import Any, cast
 from torch import nn
 
 from vidattn.layout import TokenLayout
-from vidattn.patches.families import Arguments, Family, Reading
-from vidattn.patches.families._image import latent_grid, native_of, stack_layers
+from vidattn.patches.families import Arguments, Family, GridUnreadable, Reading
+from vidattn.patches.families._image import latent_grid, native_of, stack_layers, tensor
 
 
 def _read(model: nn.Module, arguments: Arguments) -> Reading:
     grid = latent_grid(model, arguments)
     tokens = grid[1] * grid[2]
-    fill = 0 if grid[1] == grid[2] else cast(Any, model).max_seq - tokens
-    llama = arguments["encoder_hidden_states_llama3"][0].shape[-2]
-    text = arguments["encoder_hidden_states_t5"].shape[1] + 2 * llama
+    fill = 0 if grid[1] == grid[2] else max(0, cast(Any, model).max_seq - tokens)
+    llama = arguments.get("encoder_hidden_states_llama3")  # a tensor, or a list of one per layer
+    if llama is None or len(llama) == 0:
+        raise GridUnreadable("encoder_hidden_states_llama3 is needed to read the grid")
+    text = tensor(arguments, "encoder_hidden_states_t5").shape[1] + 2 * llama[0].shape[-2]
     note = f"{fill} tokens that fill up the image see all and are seen by all" if fill else ""
     return Reading({0: TokenLayout(grid, text_after=fill + text)}, note)
 

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from vidattn.layout import TokenLayout
 from vidattn.patches.families import Arguments, Family, GridUnreadable, Reading
-from vidattn.patches.families._image import native_of, stack_layers, text_length
+from vidattn.patches.families._image import native_of, stack_layers, tensor, text_length
 from vidattn.patches.values import padded
 
 
 def _read(model: nn.Module, arguments: Arguments) -> Reading:
-    latent, mask = arguments.get("hidden_states"), arguments.get("encoder_attention_mask")
-    if not isinstance(latent, Tensor) or not isinstance(mask, Tensor):
-        raise GridUnreadable("hidden_states and encoder_attention_mask are needed to read the grid")
+    latent, mask = tensor(arguments, "hidden_states"), tensor(arguments, "encoder_attention_mask")
     patch = tuple(cast(Any, model).config.patch_size)
     if latent.ndim != 2 + len(patch):
         raise GridUnreadable(f"hidden_states has {latent.ndim - 2} axes for patches of {len(patch)}")
@@ -28,7 +26,7 @@ def _read(model: nn.Module, arguments: Arguments) -> Reading:
         layout, reason = padded(TokenLayout(grid, text_after=text_length(arguments)), mask)
         return Reading({0: layout}, mask_reason=reason)
     length = text_length(arguments) + second.shape[1]
-    valid = mask.bool().sum(1) + arguments["encoder_attention_mask_2"].bool().sum(1)
+    valid = mask.bool().sum(1) + tensor(arguments, "encoder_attention_mask_2").bool().sum(1)
     return Reading({0: TokenLayout(grid, 0, length, valid)}, mask_reason="")
 
 

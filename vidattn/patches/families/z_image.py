@@ -29,7 +29,9 @@ def _filled(length: int) -> int:
 
 
 def _read(model: nn.Module, arguments: Arguments) -> Reading:
-    images, captions = arguments["x"], arguments["cap_feats"]
+    images, captions = arguments.get("x"), arguments.get("cap_feats")
+    if not isinstance(images, list) or not images or not captions:
+        raise GridUnreadable("x and cap_feats are needed to read the grid")
     if not all(isinstance(image, Tensor) for image in images):
         raise GridUnreadable("several images per item (omni mode)")
     if len({image.shape for image in images}) != 1:
