@@ -61,7 +61,7 @@ def write(pipeline: DiffusionPipeline, out: Path) -> None:
 
 
 def _load_text_encoders_in_float32(out: Path) -> None:
-    """Without a dtype diffusers loads models in float32, transformers in the config's dtype: make them agree."""
+    """Without a dtype diffusers loads in float32, transformers in the config's dtype: make them agree."""
     for config in out.glob("text_encoder*/config.json"):
         content = json.loads(config.read_text(encoding="utf-8"))
         config.write_text(json.dumps(content | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
