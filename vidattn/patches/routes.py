@@ -65,12 +65,13 @@ def _layout(decision: Decision, length: int, valid: Tensor | None) -> TokenLayou
         return layout if valid is None else TokenLayout(layout.grid, before, after, valid)
     frames, height, width = extent.shape
     rest = length - extent.numel()
+    if decision.trimmed:
+        torch._check(rest >= before)  # the graph may not know how much was dropped
+        return TokenLayout((frames, height, width), before, rest - before, valid)
     if decision.text == "before":
         return TokenLayout((frames, height, width), rest, 0, valid)
     if decision.text == "after":
         return TokenLayout((frames, height, width), 0, rest, valid)
-    if decision.trimmed:
-        return TokenLayout((frames, height, width), before, rest - before, valid)
     return TokenLayout((frames, height, width), rest - after if before else 0, after, valid)
 
 
