@@ -60,7 +60,9 @@ class Case:
     def run(self, model: nn.Module, grid: Grid, batch: int = 2) -> Tensor:
         """The output for inputs of a grid, always the same ones."""
         with torch.no_grad():
-            return model(**self.made(grid, batch), return_dict=False)[0]
+            out, *more = model(**self.made(grid, batch), return_dict=False)
+        # ControlNets give a list, and the middle's output
+        return torch.cat([part.flatten() for part in (*out, *more)]) if isinstance(out, list) else out
 
     def calls(self, batch: int) -> int:
         """Sparse calls of a forward."""
@@ -194,6 +196,12 @@ def animate(grid: Grid, batch: int) -> dict[str, Any]:
 def motion(grid: Grid, batch: int) -> dict[str, Any]:
     text = words(batch * grid[0])
     return {"sample": latent(grid, batch, patch=(1, 1, 1)), "timestep": 500, "encoder_hidden_states": text}
+
+
+def control(grid: Grid, batch: int) -> dict[str, Any]:
+    made = motion(grid, batch)
+    mask = torch.ones(batch, 1, *grid)
+    return {**made, "controlnet_cond": torch.randn_like(made["sample"]), "conditioning_mask": mask}
 
 
 def svd(grid: Grid, batch: int) -> dict[str, Any]:
@@ -376,6 +384,16 @@ MOTION = {
     "layers_per_block": 1,
     "sample_size": 8,
 }
+CONTROL = {
+    **{name: MOTION[name] for name in ("block_out_channels", "norm_num_groups", "down_block_types")},
+    "cross_attention_dim": 16,
+    "num_attention_heads": 2,
+    "motion_num_attention_heads": 2,
+    "transformer_layers_per_mid_block": 1,
+    "layers_per_block": 1,
+    "conditioning_channels": 4,
+    "use_simplified_condition_embedding": True,
+}
 SVD = {
     "block_out_channels": (32, 64),
     "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
@@ -477,6 +495,14 @@ CASES: dict[str, Case] = {
     "mochi": Case("MochiTransformer3DModel", MOCHI, masked, each_text, BLOCKS, alone=True),
     "animatediff": Case(
         "UNetMotionModel", MOTION, motion, two_levels, UNET_LAYERS, sizes=(*SIZES, (3, 5, 7))
+    ),
+    "sparse-control": Case(
+        "SparseControlNetModel",
+        CONTROL,
+        control,
+        two_levels,
+        UNET_LAYERS[:2],
+        sizes=(*SIZES, (3, 5, 7)),
     ),
     "svd": Case(
         "UNetSpatioTemporalConditionModel", SVD, svd, two_levels, UNET_LAYERS, sizes=(*SIZES, (3, 5, 7))

@@ -1,7 +1,7 @@
-"""AnimateDiff: the UNet's ``attn1`` within each frame, with one group per level, as in the image UNets.
+"""AnimateDiff and SparseCtrl: the UNet's ``attn1`` within each frame, with one group per level.
 
-Every frame is a picture of a batch of B * T. The motion modules attend along time at each place of the
-picture, and stay dense.
+Every frame is a picture of a batch of B * T, as in the image UNets. The motion modules attend along time at
+each place of the picture, and stay dense.
 """
 
 from __future__ import annotations
@@ -23,4 +23,11 @@ def read_levels(model: nn.Module, arguments: Arguments) -> Reading:
 
 
 # "image": presets for videos have nothing to do within a frame
-FAMILY = Family("animatediff", ("UNetMotionModel",), "image", UNET.layers, read_levels, UNET.native)
+FAMILY = Family(
+    "animatediff",
+    ("UNetMotionModel", "SparseControlNetModel"),
+    "image",
+    UNET.layers,
+    read_levels,
+    UNET.native,
+)
