@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     print("families that vidattn.patch knows, with their classes")
     for family, classes in sorted(vidattn.supported().items()):
-        print(f"  {family:<10}{', '.join(sorted(classes))}")
+        print(f"  {family:<16}{', '.join(sorted(classes))}")
     print("demo models (vidattn generate --model NAME)")
     for name, folder in demo_models.shipped().items():
         megabytes = sum(file.stat().st_size for file in folder.path.rglob("*") if file.is_file()) / 1e6
