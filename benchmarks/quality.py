@@ -83,9 +83,9 @@ class Pictures:
 
         self.folder = demo_models.shipped()[arguments.model]
         self.device, self.batch, self.prompts = torch.device(arguments.device), arguments.batch, list(prompts)
-        self.pipe = DiffusionPipeline.from_pretrained(str(self.folder.path), dtype=torch.float32).to(
-            self.device
-        )
+        dtype = getattr(torch, arguments.dtype)
+        self.pipe = DiffusionPipeline.from_pretrained(str(self.folder.path), dtype=dtype).to(self.device)
+        assert self.pipe.transformer.dtype == dtype
         self.pipe.set_progress_bar_config(disable=True)
         self.call = dict(self.folder.defaults) | {"height": arguments.size, "width": arguments.size}
         if arguments.steps:
