@@ -15,6 +15,12 @@ from .models import SIZES, flux_scheduler, sd_scheduler, wan_scheduler
 from .vae import load_vae
 from .wan_vae import load_video_vae
 
+# What `vidattn generate` passes unless told otherwise: the text length of training above all.
+DEFAULTS: dict[str, dict[str, object]] = {
+    "flux": {"max_sequence_length": 32, "true_cfg_scale": 4.0},
+    "sd": {"guidance_scale": 4.0},
+    "wan": {"max_sequence_length": 64, "guidance_scale": 4.0, "num_frames": 17},
+}
 FILE_LIMIT = 16 * 10**6
 
 
@@ -49,10 +55,15 @@ def wan_pipeline(run: Path, vae_run: Path, size: str) -> WanPipeline:
     return WanPipeline(tokenizer=tokenizer, vae=vae, scheduler=wan_scheduler(), **parts)
 
 
-def write(pipeline: DiffusionPipeline, out: Path) -> None:
-    """Saves in bfloat16 and checks the size of every file."""
+def write(name: str, pipeline: DiffusionPipeline, out: Path) -> None:
+    """Saves in bfloat16 with the default call arguments, and checks the size of every file."""
     pipeline.to(torch.bfloat16).save_pretrained(out, max_shard_size="12MB")
     _load_text_encoders_in_float32(out)
+    defaults = {"height": 256, "width": 256, "num_inference_steps": 20, "negative_prompt": ""} | DEFAULTS[
+        name
+    ]
+    hints = json.dumps({"defaults": defaults}, indent=1) + "\n"
+    (out / "vidattn.json").write_text(hints, encoding="utf-8")
     files = {p: p.stat().st_size for p in out.rglob("*") if p.is_file()}
     large = {str(p): n for p, n in files.items() if n >= FILE_LIMIT}
     if large:
@@ -77,13 +88,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", choices=SIZES, default="full")
     args = parser.parse_args(argv)
     if args.pipeline == "flux":
-        write(flux_pipeline(args.run, args.vae, args.size), args.out)
+        write(args.pipeline, flux_pipeline(args.run, args.vae, args.size), args.out)
     elif args.pipeline == "wan":
-        write(wan_pipeline(args.run, args.vae, args.size), args.out)
+        write(args.pipeline, wan_pipeline(args.run, args.vae, args.size), args.out)
     elif args.flux is None:
         raise SystemExit("--flux: sd needs the run folder of demos.training.flux for its tokenizer")
     else:
-        write(sd_pipeline(args.run, args.vae, args.flux, args.size), args.out)
+        write(args.pipeline, sd_pipeline(args.run, args.vae, args.flux, args.size), args.out)
 
 
 if __name__ == "__main__":

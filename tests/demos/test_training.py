@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import shutil
@@ -17,6 +18,7 @@ pytest.importorskip("diffusers")
 from diffusers import FluxPipeline, StableDiffusionPipeline, WanPipeline
 from safetensors.torch import load_file
 
+import demos
 from demos.training import attention_stats, export, flux, sd, sheets, vae, wan, wan_vae
 from demos.training.compose import Painter
 from demos.training.prepare import hex_key, load_sprites, save_sprites
@@ -116,6 +118,11 @@ def test_exported_pipelines_load_and_draw(name, kind, options, runs, sprites, tm
     arguments = ["--run", str(runs / name), "--vae", str(vae_run), "--out", str(out), "--size", "tiny"]
     export.main([name, *arguments, "--flux", str(runs / "flux")])
     assert all(p.stat().st_size < 16e6 for p in out.rglob("*"))
+    hints = json.loads((out / "vidattn.json").read_text())["defaults"]
+    assert set(hints) <= set(inspect.signature(kind.__call__).parameters)
+    if name == "flux":
+        shipped = Path(demos.__file__).parent / "models" / "emoji-flux" / "vidattn.json"
+        assert json.loads(shipped.read_text())["defaults"] == hints
     pipeline = kind.from_pretrained(out)  # plain, as users do: all parts in one dtype
     pipeline.set_progress_bar_config(disable=True)
     size = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "np"}
@@ -143,7 +150,7 @@ def test_exported_pipelines_load_and_draw(name, kind, options, runs, sprites, tm
 
 def test_tuning_starts_from_an_exported_pipeline(runs, sprites, tmp_path):
     model, out = tmp_path / "emoji-flux", tmp_path / "tuned"
-    export.write(export.flux_pipeline(runs / "flux", runs / "vae", "tiny"), model)
+    export.write("flux", export.flux_pipeline(runs / "flux", runs / "vae", "tiny"), model)
     options = [*COMMON, "--data", str(sprites), "--steps", "2", "--out", str(out), "--vae", str(model)]
     flux.main([*options, "--init", str(model), "--shares", "0.5,0.5"])
     before = load_file(runs / "flux" / "checkpoint.safetensors")
