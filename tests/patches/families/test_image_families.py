@@ -469,4 +469,4 @@ def test_gradient_checkpointing_recomputes_under_the_masks_of_its_forward(name):
     got = gradients(output(model, first).square().mean() + output(model, second).square().mean())
     assert len(got) == len(wanted)
     for a, b in zip(got, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * float(b.abs().max()) + 1e-7)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
