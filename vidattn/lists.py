@@ -1,7 +1,7 @@
 """Which key blocks each query tile visits, as tensors: for patterns whose pairs are not one box a tile.
 
-Tiles and blocks are boxes of the token grid, cut at its ends and numbered in raster order. The tensors live on
-the inputs' device and are made there, so that a call never waits for it.
+Tiles and blocks are boxes of the token grid, cut at its ends and numbered in raster order. The tensors live
+on the inputs' device and are made there, so that a call never waits for it.
 """
 
 from __future__ import annotations
