@@ -15,7 +15,6 @@ from vidattn.backends.problem import Problem
 if TYPE_CHECKING:
     from vidattn.kernels.launch import Call
     from vidattn.kernels.tiling import Tiling
-    from vidattn.kernels.visits import Visits
 
 MAX_HEAD_SIZE = 256
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -67,6 +66,7 @@ def forward(
     problem: Problem, query: Tensor, key: Tensor, value: Tensor, return_lse: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Output (B, S, H, Dv) and log-sum-exp (B, S, H), float32."""
+    from vidattn.backends.triton_plan import visits_of
     from vidattn.kernels import launch
 
     batch, tokens, heads, _ = query.shape
@@ -76,7 +76,7 @@ def forward(
         return out, lse
     query, key, value = (_even(t) for t in (query, key, value))
     call, tiling = _call(problem), _tiling("forward", query, value)
-    launch.box_forward(call, _visits(problem, tiling, False, query.device), tiling, query, key, value, out, lse)
+    launch.box_forward(call, visits_of(problem, tiling, False, query.device), tiling, query, key, value, out, lse)
     if call.text:
         launch.rows_forward(call, tiling, query, key, value, out, lse)
     return out, lse
@@ -86,6 +86,7 @@ def backward(
     problem: Problem, saved: Saved, grad_out: Tensor, grad_lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value."""
+    from vidattn.backends.triton_plan import visits_of
     from vidattn.kernels import launch_backward as launch
 
     query, key, value, out, lse = saved
@@ -96,12 +97,12 @@ def backward(
     inputs = (_even(query), _even(key), _even(value), grad_out)
     sums = launch.row_sums(out.contiguous(), grad_out, lse.contiguous(), grad_lse.float().contiguous())
     tiling = _tiling("query", query, value)
-    visits = _visits(problem, tiling, False, query.device)
+    visits = visits_of(problem, tiling, False, query.device)
     launch.box_query_gradient(call, visits, tiling, inputs, sums, grads[0])
     if call.text:
         launch.rows_query_gradient(call, tiling, inputs, sums, grads[0])
     tiling = _tiling("key", query, value)
-    visits = _visits(problem, tiling, True, query.device)
+    visits = visits_of(problem, tiling, True, query.device)
     launch.box_key_gradient(call, visits, tiling, inputs, sums, grads[1], grads[2])
     if call.elsewhere:
         launch.rows_key_gradient(call, tiling, inputs, sums, grads[1], grads[2])
@@ -134,11 +135,3 @@ def _tiling(kernel: str, query: Tensor, value: Tensor) -> Tiling:
 
     size = padded(max(query.shape[3], value.shape[3]))
     return choose(kernel, device_class(query.device), query.element_size() * 8, size)
-
-
-def _visits(problem: Problem, tiling: Tiling, inverted: bool, device: torch.device) -> Visits:
-    from vidattn.backends.triton_plan import static_visits
-
-    return static_visits(
-        problem.pattern, problem.layout.grid, tiling.rows, tiling.columns, inverted, device
-    )

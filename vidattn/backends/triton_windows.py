@@ -19,8 +19,15 @@ Edges = tuple[Tensor, Tensor]
 """For each coordinate of an axis the first and the last + 1 position that it sees, int64 on the CPU."""
 
 
-def windows(pattern: Pattern, grid: Grid) -> tuple[tuple[Edges, Edges, Edges], Grid] | None:
-    """The edges of each axis and the dilations, or None where a pattern is no product of intervals.
+def is_window(pattern: Pattern) -> bool:
+    """Whether every query sees one interval per axis."""
+    return isinstance(pattern, (Full, WindowPattern, SlidingTile)) or (
+        isinstance(pattern, Groups) and pattern.region == "blocks"
+    )
+
+
+def windows(pattern: Pattern, grid: Grid) -> tuple[tuple[Edges, Edges, Edges], Grid]:
+    """The edges of each axis and the dilations of a pattern that :func:`is_window`.
 
     Both edges never decrease from position to position of a dilation group.
     """
@@ -39,10 +46,10 @@ def windows(pattern: Pattern, grid: Grid) -> tuple[tuple[Edges, Edges, Edges], G
                 first[group :: rule.dilation], stop[group :: rule.dilation] = pair
             edges.append((first, stop))
         return (edges[0], edges[1], edges[2]), (rules[0].dilation, rules[1].dilation, rules[2].dilation)
-    if isinstance(pattern, SlidingTile) or (isinstance(pattern, Groups) and pattern.region == "blocks"):
-        t, y, x = (_group_edges(pattern, grid, axis) for axis in range(3))
-        return (t, y, x), (1, 1, 1)
-    return None
+    if not isinstance(pattern, GroupPattern):
+        raise ValueError(f"pattern={pattern}: is no product of intervals")
+    t, y, x = (_group_edges(pattern, grid, axis) for axis in range(3))
+    return (t, y, x), (1, 1, 1)
 
 
 def _group_edges(pattern: GroupPattern, grid: Grid, axis: int) -> Edges:
@@ -104,10 +111,7 @@ def window_visits(
     pattern: Pattern, grid: Grid, rows: int, columns: int, inverted: bool, device: torch.device
 ) -> Visits:
     """What a window pattern tells a kernel; ``inverted``: rows are keys, columns queries."""
-    found = windows(pattern, grid)
-    if found is None:
-        raise ValueError(f"pattern={pattern}: is no product of intervals")
-    edges, step = found
+    edges, step = windows(pattern, grid)
     if inverted:
         t, y, x = (inverse(axis, d) for axis, d in zip(edges, step, strict=True))
         edges = (t, y, x)

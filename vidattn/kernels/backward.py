@@ -174,7 +174,8 @@ def box_key_gradient(
     if not LISTS:
         low, high, common_low, common_high = union_window(table, entries, start, stop, group, step, extent)
         boxes = box_count(low, high, BOX)
-    for h in range(key_head * shared, (key_head + 1) * shared):
+    for member in range(0, shared):
+        h = key_head * shared + member
         q_place = head_place(b, h, q0, q1, q2, DESC)
         s_place = head_place(b, h, s0, s1, s2, DESC)
         lines = (b * heads + h).to(tl.int64) * tokens

@@ -108,8 +108,9 @@ class _Arguments:
         """Each tensor over the grid, loaded in its shape."""
         if not self.desc:
             return [pointer(t) for t in self.tensors]
-        pairs = zip(self.tensors, shapes, strict=True)
-        return [described_grid(t, self.call.before, self.call.grid, shape) for t, shape in pairs]
+        assert self.visits is not None
+        extent, pairs = self.visits.extent, zip(self.tensors, shapes, strict=True)
+        return [described_grid(t, self.call.before, extent, shape) for t, shape in pairs]
 
     def rows(self, *counts: int) -> list[Source]:
         """Each tensor over the sequence, loaded in so many rows; 0 leaves it out."""

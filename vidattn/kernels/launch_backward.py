@@ -63,7 +63,8 @@ def box_key_gradient(
     flags.pop("VALID")  # the grid's keys are all real
     backward.box_key_gradient[(visits.tiles, batch * key.shape[2])](
         *(s.argument for s in sources[:3]), *text, sources[3].argument, grad_key, grad_value, *sums,
-        visits.table, visits.index, visits.count, head_scale, scale, scale / LOG2E, *_places(sources),
+        visits.table, visits.index, visits.count, head_scale, scale, _key_scale(scale, head_scale),
+        *_places(sources),
         *_sizes(call, visits, heads, key.shape[2]), **size_options(query, value), **_box_flags(visits),
         TEXT=call.text > 0, **flags,
     )  # fmt: skip
@@ -106,12 +107,17 @@ def rows_key_gradient(
     part_value = part_key.new_empty(*part_key.shape[:4], value.shape[3])
     rows.rows_key_gradient[(blocks, batch * heads, parts)](
         *(s.argument for s in sources), part_key, part_value, *sums, call.text_valid, head_scale, scale,
-        scale / LOG2E, *_places(sources), call.before, call.after, call.extra, tokens, heads,
+        _key_scale(scale, head_scale), *_places(sources), call.before, call.after, call.extra, tokens, heads,
         heads // key.shape[2], chunk, call.elsewhere, batch, ROWS=tiling.rows, COLUMNS=tiling.columns,
         **size_options(query, value), **_flags(call, head_scale, given.desc, tiling),
     )  # fmt: skip
     for grad, part in ((grad_key, part_key), (grad_value, part_value)):
         _put(grad, part.unflatten(3, (key.shape[2], -1)).sum((0, 4)), call)
+
+
+def _key_scale(scale: float, head_scale: Tensor | None) -> float:
+    """What the sums for the keys still lack; scales per head are in them, in units of log 2."""
+    return (scale if head_scale is None else 1.0) / LOG2E
 
 
 def _put(target: Tensor, values: Tensor, call: Call) -> None:
