@@ -14,15 +14,18 @@ from torch import Tensor
 from vidattn.backends.problem import Problem
 
 
-def forward(problem: Problem, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Output (B, S, H, Dv); keys beyond S are the problem's extra tokens."""
+def forward(
+    problem: Problem, query: Tensor, key: Tensor, value: Tensor, return_lse: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Output (B, S, H, Dv) and, where asked for, log-sum-exp; keys beyond S are the extra tokens."""
+    lse = log_sum_exp(problem, query, key) if return_lse else None
     if problem.head_scale is not None:
         query = query * problem.head_scale[:, None].to(query.dtype)
     q, k, v = (t.transpose(1, 2) for t in (query, key, value))
     shared = q.shape[1] != k.shape[1]
     mask = _mask(problem, query.device)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=problem.scale, enable_gqa=shared)
-    return out.transpose(1, 2)
+    return out.transpose(1, 2), lse
 
 
 def log_sum_exp(problem: Problem, query: Tensor, key: Tensor) -> Tensor:

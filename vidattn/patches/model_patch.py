@@ -183,7 +183,7 @@ class ModelPatch:
         if auto and (reason := why_dense(pattern, layout, device)):
             return dense(reason, fallback=True)
         density = pattern.density(layout)
-        backend, _ = backends.resolve(slot.spec.backend, pattern, layout)
+        backend, _ = backends.resolve(slot.spec.backend, pattern, layout, device)
         return Decision(
             layout,
             pattern,
