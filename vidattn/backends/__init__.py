@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vidattn.backends import dense, tiles
+from vidattn.backends import dense, flex, natten, tiles, xformers
 from vidattn.backends.base import Backend
 from vidattn.backends.problem import Problem
 from vidattn.layout import TokenLayout
@@ -35,6 +35,27 @@ BACKENDS: dict[str, Backend] = {
             "dense",
             "PyTorch's scaled_dot_product_attention, with the n x n mask unless every query sees all",
             dense.forward,
+        ),
+        Backend(
+            "flex",
+            "PyTorch's FlexAttention with the pattern as its mask; compiles for every shape",
+            flex.forward,
+            missing=flex.missing,
+            reasons=flex.reasons,
+        ),
+        Backend(
+            "natten",
+            "NATTEN's kernels, for neighborhood patterns",
+            natten.forward,
+            missing=natten.missing,
+            reasons=natten.reasons,
+        ),
+        Backend(
+            "xformers",
+            "xFormers' memory-efficient attention, with the n x n mask on small grids",
+            xformers.forward,
+            missing=xformers.missing,
+            reasons=xformers.reasons,
         ),
     )
 }
