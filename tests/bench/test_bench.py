@@ -128,13 +128,12 @@ def test_tables_are_markdown():
 
 
 def test_curves_are_per_head():
-    row = {"way": "torch", "pattern": "p", "pass": "forward"}
+    row = {"way": "torch", "pattern": "p", "pass": "forward", "shape": [1, 24, 128]}
     rows = [
-        row | {"case": "flux-2048", "tokens": 16896, "ms": 48.0},
-        row | {"case": "flux-1024", "tokens": 4608, "ms": 24.0},
-        row | {"case": "flux-1024", "tokens": 4608, "ms": 99.0, "pass": "backward"},
-        row | {"case": "own", "tokens": 1, "ms": 1.0},
-        row | {"case": "flux-1024", "tokens": 4608},
+        row | {"tokens": 16896, "ms": 48.0},
+        row | {"tokens": 4608, "ms": 24.0},
+        row | {"tokens": 4608, "ms": 99.0, "pass": "backward"},
+        row | {"tokens": 4608},
     ]
     assert plot.curves(rows) == {"torch p": [(4608, 500.0), (16896, 1000.0)]}
 

@@ -46,7 +46,8 @@ def test_it_measures_saves_and_draws(vidattn_command, tmp_path):
 
 def test_saved_results_are_drawn(vidattn_command, tmp_path):
     pytest.importorskip("matplotlib")
-    row = {"case": "cpu-16", "way": "torch", "pattern": "full", "pass": "forward", "tokens": 256, "ms": 1.0}
+    row = {"case": "cpu-16", "way": "torch", "pattern": "full", "pass": "forward", "tokens": 256}
+    row |= {"ms": 1.0, "shape": [1, 4, 64]}
     saved = tmp_path / "saved.json"
     saved.write_text(json.dumps({"device": "some", "dtype": "float32", "rows": [row]}))
     status, printed, errors = vidattn_command("bench", "--from", saved, "--plot", tmp_path / "cost.png")

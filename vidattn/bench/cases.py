@@ -50,9 +50,10 @@ def _flux(pixels: int, patterns: tuple[str, ...]) -> Case:
     return Case(f"flux-{pixels}", 1, 24, 128, (1, side, side), patterns, text_before=512, about="FLUX.1")
 
 
-def _cpu(side: int, patterns: tuple[str, ...], frames: int = 1) -> Case:
+def _cpu(side: int, patterns: tuple[str, ...], frames: int = 1, head_dim: int = 64) -> Case:
     name = f"cpu-{side}" if frames == 1 else f"cpu-{frames}x{side}"
-    return Case(name, 1, 4, 64, (frames, side, side), patterns, about="small enough for a CPU")
+    name += f"-d{head_dim}" if head_dim != 64 else ""
+    return Case(name, 1, 4, head_dim, (frames, side, side), patterns, about="small enough for a CPU")
 
 
 _DISCS = ("disc:radius=8", "disc:radius=16", "disc:radius=32")
@@ -120,10 +121,12 @@ CPU = (
     _cpu(16, ("neighborhood:window=5",)),
     _cpu(32, ("neighborhood:window=9", "neighborhood:window=17", "disc:radius=8", LINEAR)),
     _cpu(48, ("neighborhood:window=9", "neighborhood:window=25")),
+    _cpu(80, ("neighborhood:window=17",)),
     _cpu(64, ("neighborhood:window=9", "neighborhood:window=17", "neighborhood:window=33", "disc:radius=16",
               "groups:region=cross,size=1x16x16", LINEAR)),
     _cpu(16, ("neighborhood:window=5x9x9", "radial:decay=0.5", "radial:decay=0.2"), frames=9),
-    _cpu(96, ("neighborhood:window=17",)),
+    _cpu(48, ("neighborhood:window=9", "neighborhood:window=25"), head_dim=32),
+    _cpu(48, ("neighborhood:window=9", "neighborhood:window=25"), head_dim=128),
 )  # fmt: skip
 
 CASES: dict[str, Case] = {case.name: case for case in (*GPU, *CPU)}
