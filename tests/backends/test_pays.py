@@ -119,7 +119,9 @@ def test_the_choice_is_by_predicted_time(monkeypatch):
         reason
         == "dense is as fast: predicted 1 s a call, neighborhood:window=3 962 ms by torch (cpu, fitted)"
     )
-    assert why_dense(Neighborhood(3), TokenLayout((9, 9)), CPU, FLOAT, backend="flex") == ""
+    for backend in ("flex", "dense"):  # nothing is known of the one, the other was asked for
+        assert why_dense(Neighborhood(3), TokenLayout((9, 9)), CPU, FLOAT, backend=backend) == ""
+    assert why_dense(Neighborhood(9), TokenLayout((9, 9)), CPU, FLOAT) == "every query sees every key"
 
 
 @pytest.mark.parametrize(

@@ -29,12 +29,14 @@ def why_dense(
             None.
         backend: who will compute the pattern. Of one that the cost table does not know nothing is said.
     """
+    if pattern.covers(layout.grid):
+        return "every query sees every key"
     if shape is None:
         shape = Shape(dtype=torch.float32 if device.type == "cpu" else torch.bfloat16)
     times = Times.on(device)
     sparse = times.seconds(backend, Work.sparse(pattern, layout, shape), shape.dtype)
     dense = times.seconds("dense", Work.dense(layout, shape), shape.dtype)
-    if sparse is None or dense is None or sparse * LEAST_GAIN <= dense:
+    if backend == "dense" or sparse is None or dense is None or sparse * LEAST_GAIN <= dense:
         return ""
     where = f"{times.device}, {times.source('dense', backend)}"
     return (
