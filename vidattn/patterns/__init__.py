@@ -7,6 +7,7 @@ from vidattn.patterns.full import Full
 from vidattn.patterns.groups import Groups
 from vidattn.patterns.per_head import PerHead
 from vidattn.patterns.radial import Radial
+from vidattn.patterns.segments import Segments
 from vidattn.patterns.sliding_tile import SlidingTile
 from vidattn.patterns.text import PATTERNS, from_dict, from_text
 from vidattn.patterns.window import Neighborhood, SlidingWindow
@@ -20,6 +21,7 @@ __all__ = [
     "Pattern",
     "PerHead",
     "Radial",
+    "Segments",
     "SlidingTile",
     "SlidingWindow",
     "Spatial",

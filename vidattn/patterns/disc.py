@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vidattn.layout import Grid
-from vidattn.patterns.base import Coordinates, Pattern, split_box, tile_bounds
+from vidattn.patterns.base import Coordinates, GridPattern, split_box, tile_bounds
 from vidattn.plan import KeyBox, Plan, Tile, ranges
 
 
@@ -23,7 +23,7 @@ def _reach(a0: int, a1: int, b0: int, b1: int) -> int:
 
 
 @dataclass(frozen=True)
-class Disc(Pattern):
+class Disc(GridPattern):
     """Keys nearer than ``radius``: dy^2 + dx^2 < radius^2, strictly; clipped at borders; all frames.
 
     CLEAR (Liu et al., arXiv 2412.16112), whose released code uses the strict comparison; it reproduces the

@@ -15,6 +15,7 @@ from vidattn.patterns.full import Full
 from vidattn.patterns.groups import Groups
 from vidattn.patterns.per_head import PerHead
 from vidattn.patterns.radial import Radial
+from vidattn.patterns.segments import Segments
 from vidattn.patterns.sliding_tile import SlidingTile
 from vidattn.patterns.window import Neighborhood, SlidingWindow
 
@@ -31,6 +32,7 @@ PATTERNS: dict[str, type[Pattern]] = {
         Spatial,
         Temporal,
         PerHead,
+        Segments,
     )
 }
 
@@ -117,5 +119,6 @@ def _example(name: str) -> str:
         "neighborhood": "neighborhood:window=17x17",
         "sliding": "sliding:base=30x52",
         "disc": "disc:radius=16",
+        "segments": "segments:lengths=4x4x77x77,allowed=1110x1101x1010x0101",
     }
     return examples.get(name, name)
