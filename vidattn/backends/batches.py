@@ -16,7 +16,6 @@ from vidattn.patterns.full import Full
 from vidattn.patterns.segments import Segments
 from vidattn.plan import Bucket
 
-
 # Queries of a segment that run together: more would need more memory for their scores against all its keys.
 _SEGMENT_ROWS = 256
 

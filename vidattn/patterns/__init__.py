@@ -10,6 +10,7 @@ from vidattn.patterns.radial import Radial
 from vidattn.patterns.segments import Segments
 from vidattn.patterns.sliding_tile import SlidingTile
 from vidattn.patterns.text import PATTERNS, from_dict, from_text
+from vidattn.patterns.topk import TopK
 from vidattn.patterns.window import Neighborhood, SlidingWindow
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "SlidingWindow",
     "Spatial",
     "Temporal",
+    "TopK",
     "from_dict",
     "from_text",
 ]

@@ -17,6 +17,7 @@ from vidattn.patterns.per_head import PerHead
 from vidattn.patterns.radial import Radial
 from vidattn.patterns.segments import Segments
 from vidattn.patterns.sliding_tile import SlidingTile
+from vidattn.patterns.topk import TopK
 from vidattn.patterns.window import Neighborhood, SlidingWindow
 
 PATTERNS: dict[str, type[Pattern]] = {
@@ -33,6 +34,7 @@ PATTERNS: dict[str, type[Pattern]] = {
         Temporal,
         PerHead,
         Segments,
+        TopK,
     )
 }
 
