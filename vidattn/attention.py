@@ -118,7 +118,8 @@ def _by_head(
         raise ValueError(f"pattern assigns {len(pattern.assign)} heads, but query has {query.shape[2]}")
     shared = query.shape[2] // key.shape[2]
     order: list[int] = []
-    outs, lses = [], []
+    outs: list[Tensor] = []
+    lses: list[Tensor] = []
     for number, one in enumerate(pattern.patterns):
         heads = pattern.heads(number)
         if not heads:
@@ -129,8 +130,11 @@ def _by_head(
         part = replace(problem, pattern=one, head_scale=scale)
         keys, values = (t.index_select(2, own // shared) for t in (key, value))
         result = compute(part, query.index_select(2, own), keys, values, return_lse, backend)
-        outs.append(result[0] if return_lse else result)
-        lses += result[1:] if return_lse else ()
+        if isinstance(result, Tensor):
+            outs.append(result)
+        else:
+            outs.append(result[0])
+            lses.append(result[1])
     back = torch.tensor(order, device=query.device).argsort()
     merged = torch.cat(outs, 2).index_select(2, back)
     return (merged, torch.cat(lses, 2).index_select(2, back)) if return_lse else merged

@@ -1,7 +1,7 @@
 """Patterns that are more than one plan: how each is put together from calls that are.
 
-``attention.compute`` asks :func:`handler` first; what a handler computes it computes through ``compute`` again, or
-through operators of its own.
+``attention.compute`` asks :func:`handler` first; what a handler computes it computes through ``compute``
+again, or through operators of its own.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from torch import Tensor
 
 from vidattn.backends import check_backend, dense
 from vidattn.backends.problem import Problem
+from vidattn.layout import Grid, TokenLayout
 from vidattn.list_ops import block_attention
 from vidattn.lists import BlockLists
-from vidattn.patterns import Pattern, Segments
+from vidattn.ops import attention_op
+from vidattn.patterns import Disc, Hierarchical, Pattern, Segments
+from vidattn.patterns.boxes import box_means
 from vidattn.patterns.dynamic import DynamicPattern
 
 Result = Tensor | tuple[Tensor, Tensor]
@@ -52,7 +55,7 @@ def _segments(
     q, k, v = (t.transpose(1, 2) for t in (query, key, value))
     real = problem.key_valid(query.device)
     shared = q.shape[1] != k.shape[1]
-    parts = {}
+    parts: dict[int, Tensor] = {}
     for queries, keys in pattern.groups(problem.layout):
         rows, columns, values = (_runs(t, runs) for t, runs in ((q, queries), (k, keys), (v, keys)))
         mask = None if real is None else _runs(real[:, None, :, None], keys)[:, :, None, :, 0]
@@ -88,10 +91,7 @@ def _dynamic(
     choice = pattern.choose(query, key, value, layout, scale, problem.text_valid)
     if check_backend(backend) == "dense":
         mask = choice.mask(layout, query.shape[0], query.shape[2])
-        real = problem.key_valid(query.device)
-        mask = mask if real is None else mask & real[:, None, None]
-        out = dense.forward(problem, query, key, value, mask)
-        return (out, dense.log_sum_exp(problem, query, key, mask)) if return_lse else out
+        return _with_mask(problem, mask, query, key, value, return_lse)
     if (
         choice.key_order is not None and query.shape[2] != key.shape[2]
     ):  # heads that share keys order them apart
@@ -109,6 +109,103 @@ def _dynamic(
     return (out, _moved(result[1][..., None], back, layout.text_before)[..., 0]) if return_lse else out
 
 
+def _pooled_disc(
+    compute: Compute,
+    problem: Problem,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    return_lse: bool,
+    backend: str,
+) -> Result | None:
+    """A disc with its pooled keys behind the sequence, as extra keys that text does not see."""
+    pattern: Any = problem.pattern
+    if not pattern.pooled:
+        return None
+    layout = problem.layout
+    key, value = (torch.cat([t, pattern.pool(t, layout)], 1) for t in (key, value))
+    problem = replace(problem, extra=pattern.pooled_keys(layout.grid))
+    if not layout.text_tokens:  # the extra keys are then seen by all, which every backend knows
+        bare = replace(problem, pattern=replace(pattern, pooled=0))
+        return compute(bare, query, key, value, return_lse, backend)
+    if check_backend(backend) == "dense":
+        mask = pattern.mask(layout).to(query.device)[None, None]
+        return _with_mask(problem, mask, query, key, value, return_lse)
+    result = attention_op(
+        query,
+        key,
+        value,
+        problem.head_scale,
+        problem.text_valid,
+        pattern.encoded,
+        layout.grid,
+        (layout.text_before, layout.text_after),
+        problem.scale,
+    )
+    return (result[0], result[1]) if return_lse else result[0]
+
+
+def _with_mask(
+    problem: Problem, mask: Tensor, query: Tensor, key: Tensor, value: Tensor, return_lse: bool
+) -> Result:
+    """PyTorch's attention with the whole mask, (1 | B, 1 | H, S, S + extra)."""
+    real = problem.key_valid(query.device)
+    mask = mask if real is None else mask & real[:, None, None]
+    out = dense.forward(problem, query, key, value, mask)
+    return (out, dense.log_sum_exp(problem, query, key, mask)) if return_lse else out
+
+
+def _sum(
+    compute: Compute,
+    problem: Problem,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    return_lse: bool,
+    backend: str,
+) -> Result | None:
+    """A weighted sum of attentions, some among the means of cells."""
+    pattern: Any = problem.pattern
+    if not pattern.is_sum:
+        return None
+    if return_lse:
+        raise ValueError(f"return_lse: {pattern} is a sum of attentions, which has no log-sum-exp")
+    before = problem.layout.text_before
+    total: Any = 0
+    texts = []
+    for branch in pattern.branches_of(problem.layout.grid):
+        layout = branch.layout(problem.layout)
+        inputs = [_cells(t, problem.layout, branch.pool) for t in (query, key, value)]
+        inner = replace(problem, pattern=branch.pattern, layout=layout)
+        part: Any = compute(inner, inputs[0], inputs[1], inputs[2], False, backend)
+        head, grid, tail = part.split([before, layout.grid_tokens, layout.text_after], 1)
+        total = total + branch.weight * _resized(grid, layout.grid, problem.layout.grid)
+        texts.append((head, tail))
+    head, tail = texts[0]
+    return torch.cat([head, total.to(query.dtype), tail], 1)
+
+
+def _cells(tensor: Tensor, layout: TokenLayout, pool: int) -> Tensor:
+    """(B, S, H, D) with the grid's tokens as means of cells of ``pool`` x ``pool``."""
+    if pool == 1:
+        return tensor
+    head, grid, tail = tensor.split([layout.text_before, layout.grid_tokens, layout.text_after], 1)
+    accum = torch.promote_types(tensor.dtype, torch.float32)
+    means = box_means(grid, layout.grid, (1, pool, pool), accum).to(tensor.dtype)
+    return torch.cat([head, means, tail], 1)
+
+
+def _resized(tokens: Tensor, cells: Grid, grid: Grid) -> Tensor:
+    """(B, cells, H, D) as (B, N, H, D), bilinear in each frame."""
+    if cells == grid:
+        return tokens
+    accum = torch.promote_types(tokens.dtype, torch.float32)
+    planes = tokens.to(accum).flatten(2).unflatten(1, cells).flatten(0, 1).permute(0, 3, 1, 2)
+    planes = F.interpolate(planes, grid[1:], mode="bilinear")
+    shaped = planes.permute(0, 2, 3, 1).unflatten(0, (tokens.shape[0], -1)).flatten(1, 3)
+    return shaped.unflatten(2, tokens.shape[2:])
+
+
 def _moved(tensor: Tensor, order: Tensor | None, before: int) -> Tensor:
     """(B, S, H, D) with the grid's tokens in the order (B, H, N), which differs by item and head."""
     if order is None:
@@ -122,4 +219,6 @@ def _moved(tensor: Tensor, order: Tensor | None, before: int) -> Tensor:
 _HANDLERS: tuple[tuple[type[Pattern], Callable[..., Result | None]], ...] = (
     (Segments, _segments),
     (DynamicPattern, _dynamic),
+    (Disc, _pooled_disc),
+    (Hierarchical, _sum),
 )

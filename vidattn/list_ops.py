@@ -21,8 +21,8 @@ from vidattn.patterns.full import Full
 def block_attention(
     problem: Problem, lists: BlockLists, query: Tensor, key: Tensor, value: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Output (B, S, H, Dv) and log-sum-exp (B, S, H) of attention over block lists; the problem's pattern is not
-    read.
+    """Output (B, S, H, Dv) and log-sum-exp (B, S, H) of attention over block lists; the problem's pattern
+    is not read.
     """
     boxes = (*lists.grid, *lists.tile, *lists.block)
     text = (problem.layout.text_before, problem.layout.text_after)
@@ -73,7 +73,9 @@ def block_attention_op(
     text: Sequence[int],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """``boxes``: grid, query tile and key block, nine numbers. Keys beyond S are extra: every query sees them."""
+    """``boxes``: grid, query tile and key block, nine numbers. Keys beyond S are extra: every query sees
+    them.
+    """
     extra = key.shape[1] - query.shape[1]
     problem, lists = _call(index, count, boxes, text, scale, head_scale, text_valid, extra)
     return blocks.forward(problem, lists, query, key, value)

@@ -68,6 +68,10 @@ def batches(
         for start in range(0, len(bucket.query_base), count):
             yield _tiles(problem, bucket, slice(start, start + count), everywhere, bias, padding)
     if len(text):
+        if problem.extra and not pattern.text_sees_extra:
+            bias = torch.zeros(1, 1, 1, layout.tokens + problem.extra, dtype=dtype, device=device)
+            bias[..., layout.tokens :] = float("-inf")
+            hidden = bias if hidden is None else hidden + bias
         yield Batch(text[None], None, hidden)
 
 

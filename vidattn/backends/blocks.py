@@ -1,7 +1,8 @@
-"""The ``torch`` backend for block lists: each query tile with its own keys, on any device, memory linear in tokens.
+"""The ``torch`` backend for block lists: each query tile with its own keys, on any device, memory linear in
+tokens.
 
-Every batch item and head may have its own lists, so rows of the computation are (item, head, tile) triples; as
-many of them run together as a budget of elements allows. Text rows go the way of all plans.
+Every batch item and head may have its own lists, so rows of the computation are (item, head, tile) triples;
+as many of them run together as a budget of elements allows. Text rows go the way of all plans.
 
 Letters: r rows, M queries of a tile, K keys of a row (slots times tokens of a block, then the text).
 """

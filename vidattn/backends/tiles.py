@@ -205,7 +205,7 @@ def add_gradients(
     grad_lse: Tensor,
     grads: list[Tensor],
 ) -> None:
-    """Add what some batches give to the gradients of query, key and value, which are in accumulation dtype."""
+    """Add what some batches give to the gradients of query, key and value, held in accumulation dtype."""
     query, key, value, out, lse = saved
     accum = accumulation_dtype(query.dtype)
     batch, _, heads, _ = query.shape

@@ -5,10 +5,12 @@ from vidattn.patterns.base import Pattern
 from vidattn.patterns.disc import Disc
 from vidattn.patterns.full import Full
 from vidattn.patterns.groups import Groups
+from vidattn.patterns.hierarchical import Hierarchical
 from vidattn.patterns.per_head import PerHead
 from vidattn.patterns.radial import Radial
 from vidattn.patterns.segments import Segments
 from vidattn.patterns.sliding_tile import SlidingTile
+from vidattn.patterns.svg import SparseVideoGen
 from vidattn.patterns.text import PATTERNS, from_dict, from_text
 from vidattn.patterns.topk import TopK
 from vidattn.patterns.window import Neighborhood, SlidingWindow
@@ -18,6 +20,7 @@ __all__ = [
     "Disc",
     "Full",
     "Groups",
+    "Hierarchical",
     "Neighborhood",
     "Pattern",
     "PerHead",
@@ -25,6 +28,7 @@ __all__ = [
     "Segments",
     "SlidingTile",
     "SlidingWindow",
+    "SparseVideoGen",
     "Spatial",
     "Temporal",
     "TopK",

@@ -21,8 +21,9 @@ Coordinates = tuple[Tensor, Tensor, Tensor]
 class Pattern:
     """Which keys each query sees, as data. ``mask`` is the definition.
 
-    Most patterns are :class:`GridPattern`; the others compute something that a rule for two places of the grid
-    cannot say: text that takes part (Segments), keys made of other keys, or a choice that depends on the data.
+    Most patterns are :class:`GridPattern`; the others compute something that a rule for two places of the
+    grid cannot say: text that takes part (Segments), keys made of other keys, or a choice that depends on
+    the data.
     """
 
     name: ClassVar[str]
@@ -117,6 +118,11 @@ class GridPattern(Pattern):
     def make_plan(self, grid: Grid, tile: Grid, key_tile: Grid | None) -> Plan:
         """The plan for one grid; ``tile`` is already cut to it."""
         raise NotImplementedError
+
+    @property
+    def text_sees_extra(self) -> bool:
+        """Whether text sees the extra keys behind the sequence, as the grid always does."""
+        return True
 
     # ------------------------------------------------------------------ what follows
     def mask(self, layout: TokenLayout) -> Tensor:

@@ -18,8 +18,8 @@ from vidattn.plan import Plan
 class Choice:
     """What a dynamic pattern chose for one call, made on the inputs' device without waiting for it.
 
-    Query and key tokens of the grid are put into an order of their own for each batch item and head, and there they
-    see each other as ``rule`` says: block lists, or a pattern on the grid ``rule`` is meant for.
+    Query and key tokens of the grid are put into an order of their own for each batch item and head, and
+    there they see each other as ``rule`` says: block lists, or a pattern on the grid ``rule`` is meant for.
 
     Args:
         rule: block lists over the grid, or a pattern.
@@ -79,7 +79,7 @@ class DynamicPattern(Pattern):
         raise NotImplementedError
 
     def grid_share(self, layout: TokenLayout) -> float:
-        """The share of the grid's pairs that a call computes; where counts depend on the data, the greatest."""
+        """Share of the grid's pairs that a call computes; where counts depend on the data, the greatest."""
         raise NotImplementedError
 
     def mask_for(

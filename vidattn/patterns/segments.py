@@ -57,7 +57,8 @@ class Segments(Pattern):
 
     @classmethod
     def shots(cls, frames: Sequence[int], text: Sequence[int], transitions: bool = True) -> Segments:
-        """ShotAdapter: all frames see each other, each shot's text and frames see each other and no other shot's.
+        """ShotAdapter: all frames see each other, each shot's text and frames see each other and no other
+        shot's.
 
         The sequence is the video, the texts of the shots, and with ``transitions`` one token for each cut,
         which sees and is seen by the two frames at its cut. The paper does not say whom text and transition
@@ -102,10 +103,9 @@ class Segments(Pattern):
         Raises:
             ValueError: counts under 1.
         """
-        lengths, table = (condition, frames, text), ("100", "111", "011")
-        if condition_text:
-            lengths, table = (*lengths, condition_text), ("1001", "1110", "0110", "1001")
-        return cls(lengths, table)
+        if not condition_text:
+            return cls((condition, frames, text), ("100", "111", "011"))
+        return cls((condition, frames, text, condition_text), ("1001", "1110", "0110", "1001"))
 
     # ------------------------------------------------------------------ in a sequence
     def sizes(self, layout: TokenLayout) -> tuple[int, ...]:
@@ -180,16 +180,14 @@ class Segments(Pattern):
 
 def _table(given: Any, count: int) -> tuple[str, ...]:
     """The truth table as rows of 0 and 1. Text forms come as integers, which lost the zeros in front."""
-    rows = (
-        given.tolist() if isinstance(given, Tensor) else [given] if isinstance(given, (str, int)) else given
-    )
+    rows: Any = [given] if isinstance(given, (str, int)) else given
     table = []
     for row in rows:
         if is_int(row):
             text = str(row).zfill(count)
         elif isinstance(row, str):
             text = row
-        else:
+        else:  # booleans, or a row of a tensor
             text = "".join(str(int(seen)) for seen in row)
         table.append(text)
     if len(table) != count or not all(len(row) == count and set(row) <= {"0", "1"} for row in table):
@@ -211,7 +209,9 @@ def _joined(runs: list[Run]) -> list[Run]:
 
 
 def _shot(shot: int, frames: int, cuts: int) -> list[tuple[int, int, tuple[int, ...]]]:
-    """(frames, shot, cuts beside them): a shot's first and last frame stand alone where a cut is beside them."""
+    """(frames, shot, cuts beside them): a shot's first and last frame stand alone where a cut is beside
+    them.
+    """
     before, after = (shot - 1,) * (0 < shot <= cuts), (shot,) * (shot < cuts)
     if frames == 1 or not (before or after):
         return [(frames, shot, before + after)]

@@ -13,10 +13,12 @@ from vidattn.patterns.base import Pattern
 from vidattn.patterns.disc import Disc
 from vidattn.patterns.full import Full
 from vidattn.patterns.groups import Groups
+from vidattn.patterns.hierarchical import Hierarchical
 from vidattn.patterns.per_head import PerHead
 from vidattn.patterns.radial import Radial
 from vidattn.patterns.segments import Segments
 from vidattn.patterns.sliding_tile import SlidingTile
+from vidattn.patterns.svg import SparseVideoGen
 from vidattn.patterns.topk import TopK
 from vidattn.patterns.window import Neighborhood, SlidingWindow
 
@@ -35,6 +37,8 @@ PATTERNS: dict[str, type[Pattern]] = {
         PerHead,
         Segments,
         TopK,
+        Hierarchical,
+        SparseVideoGen,
     )
 }
 
@@ -111,7 +115,8 @@ def _read_value(value: str) -> Any:
     except ValueError:
         pass
     try:
-        return float(word)
+        reals = tuple(float(p) for p in pieces)
+        return reals if len(reals) > 1 else reals[0]
     except ValueError:
         return value
 

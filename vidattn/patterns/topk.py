@@ -23,25 +23,27 @@ _SCORES_AT_ONCE = 1 << 26
 class TopK(DynamicPattern):
     """For each tile of queries the key tiles that score best, chosen for every batch item and head.
 
-    A tile pair's score is the product of the tiles' mean query and mean key. ``score`` names the published rules:
+    A tile pair's score is the product of the tiles' mean query and mean key. ``score`` names the published
+    rules:
 
-    * ``"mean"`` (VSA, arXiv 2505.13389): the best ceil(keep * n) of n tiles. VSA's coarse branch and its gate are
-      trained modules and not part of this.
-    * ``"smooth"`` (SLA, arXiv 2509.24006): keys less their mean over the grid, the best floor(keep * n), at least
-      one. Taking the mean off moves all scores of a row alike: it matters for rounding and for ``similarity``.
-      SLA's linear branch is a trained module and not part of this.
-    * ``"mass"`` (SpargeAttn, arXiv 2502.18137): keys as for "smooth"; tiles in the order of the softmax of their
-      scores until they hold ``mass`` of it, at most ceil(keep * n) of them. Every call costs as much as if that
-      many were taken, so that no call waits for the device.
+    * ``"mean"`` (VSA, arXiv 2505.13389): the best ceil(keep * n) of n tiles. VSA's coarse branch and its
+      gate are trained modules and not part of this.
+    * ``"smooth"`` (SLA, arXiv 2509.24006): keys less their mean over the grid, the best floor(keep * n), at
+      least one. Taking the mean off moves all scores of a row alike: it matters for rounding and for
+      ``similarity``. SLA's linear branch is a trained module and not part of this.
+    * ``"mass"`` (SpargeAttn, arXiv 2502.18137): keys as for "smooth"; tiles in the order of the softmax of
+      their scores until they hold ``mass`` of it, at most ceil(keep * n) of them. Every call costs as much
+      as if that many were taken, so that no call waits for the device.
 
     Args:
-        keep: share of the key tiles that a query tile visits (for "mass" the greatest share), above 0, at most 1.
+        keep: share of the key tiles that a query tile visits (for "mass" the greatest share), above 0, at
+            most 1.
         tile: tokens of a tile, (t, h, w), (h, w) or an int. Tiles at the far borders are smaller.
         score: "mean", "smooth" or "mass".
         mass: for "mass", above 0, at most 1.
         similarity: SpargeAttn's guard, or None: tiles whose tokens have a mean cosine of at most this are not
-            judged by their mean. As keys every query visits them, as queries they visit all; a call then costs as
-            much as dense attention.
+            judged by their mean. As keys every query visits them, as queries they visit all; a call then
+            costs as much as dense attention.
 
     Raises:
         ValueError: any other value.
@@ -163,7 +165,7 @@ def _alike(tokens: Tensor, grid: Grid, tile: Grid, least: float) -> Tensor:
 
 
 def _forced(index: Tensor, count: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Lists with room for every tile: key tiles that are not alike for all, all tiles for such query tiles."""
+    """Lists with room for all: key tiles that are not alike for every query, all tiles for such queries."""
     tiles = columns.shape[-1]
     used = torch.arange(index.shape[-1], device=index.device) < count[..., None]
     table = torch.zeros(*index.shape[:-1], tiles + 1, dtype=torch.bool, device=index.device)
