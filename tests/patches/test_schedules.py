@@ -141,7 +141,7 @@ def test_branches_in_one_batch(forwards):
     assert {row.steps for row in vidattn.report(pipe).layers} == {"conditional"}
 
 
-def test_both_branches_sparse_and_compiled_in_one_graph(forwards):
+def test_both_branches_sparse_and_compiled_in_one_graph(forwards, monkeypatch):
     pipe, graphs = build("sd"), []
     vidattn.patch(pipe, [{"pattern": A, "branch": "conditional"}, B], min_tokens=0)
     watch(model_of(pipe), forwards)
@@ -151,7 +151,8 @@ def test_both_branches_sparse_and_compiled_in_one_graph(forwards):
     sparse = sum(3 * 96**2 * p.density(fine) + 24**2 * p.density(coarse) for p in (A, B))
     assert vidattn.report(pipe).density == pytest.approx(sparse / (2 * (3 * 96**2 + 24**2)))
     torch._dynamo.reset()
-    model_of(pipe)._forward_pre_hooks.popitem()  # the watcher writes to a list of Python's
+    model_of(pipe)._forward_pre_hooks.popitem()  # watchers write to a list, which graphs would look at
+    monkeypatch.undo()
 
     def count(graph: torch.fx.GraphModule, example: list[Tensor]) -> Any:
         graphs.append(graph)
