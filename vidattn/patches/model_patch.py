@@ -94,21 +94,31 @@ class ModelPatch:
             _register(self)
             if self.weights is not None:
                 self.weights.apply(model)
-            for planned in self.planned:
-                module = planned.layer.module
-                # not nn.Module.__setattr__: nothing is registered, so state_dict and saving do not change
-                module.__dict__[SLOT] = self.slots[planned.slot]
-                module.__dict__[LAYER] = LayerLog(planned.layer.name, self.log)
-                routes.cover(module.processor)
+            self._mark()
             model.register_forward_pre_hook(self._hook, with_kwargs=True)
             model.__dict__[PATCH] = self
+
+    def _mark(self) -> None:
+        """Put the slots on the attention modules.
+
+        Before each forward as well: Z-Image's ControlNet has modules of its transformer, and processors may
+        have been swapped.
+        """
+        for planned in self.planned:
+            marks, slot = planned.layer.module.__dict__, self.slots[planned.slot]
+            if marks.get(SLOT) is not slot:
+                # not nn.Module.__setattr__: nothing is registered, so state_dict and saving do not change
+                marks[SLOT] = slot
+                marks[LAYER] = LayerLog(planned.layer.name, self.log)
+            routes.cover(planned.layer.module.processor)
 
     def detach(self, model: nn.Module) -> None:
         """Take everything off again."""
         with _lock:
             for planned in self.planned:
-                for name in (SLOT, LAYER):
-                    planned.layer.module.__dict__.pop(name, None)
+                marks = planned.layer.module.__dict__
+                if marks.get(SLOT) is self.slots[planned.slot]:
+                    del marks[SLOT], marks[LAYER]
             for number, hook in list(model._forward_pre_hooks.items()):
                 if hook is self._hook:
                     del model._forward_pre_hooks[number]
@@ -128,8 +138,7 @@ class ModelPatch:
         Raises:
             RuntimeError: the patch is strict and a layer would fall back to dense attention.
         """
-        for planned in self.planned:
-            routes.cover(planned.layer.module.processor)
+        self._mark()
         reading, trouble = self._read(model, arguments)
         family = self.family
         timestep = arguments.get(family.timestep)
@@ -205,6 +214,7 @@ class ModelPatch:
             mask_reason=reading.mask_reason,
             text=_text_side(layout),
             trimmed=reading.trimmed,
+            own_text=reading.own_text,
             extent=torch.empty(layout.grid, dtype=torch.bool, device=device),
         )
 
