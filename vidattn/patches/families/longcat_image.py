@@ -1,4 +1,4 @@
-"""LongCat-Image and its editing: FLUX.1's tokens and attention (positions count from the end of the prompt)."""
+"""LongCat-Image and its editing: as FLUX.1; positions do not count from 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ovis-Image: FLUX.1's tokens and attention (no pooled prompt)."""
+"""Ovis-Image: as FLUX.1."""
 
 from __future__ import annotations
 
