@@ -58,15 +58,13 @@ class Case:
     def mask(self):
         """(B, H, S, S + extra)"""
         layout, total = self.layout, self.layout.tokens
-        mask = self.pattern.mask(layout)
-        if self.lists is not None:
-            mask = Full().mask(layout)
-            own = slice(self.before, self.before + layout.grid_tokens)
-            mask = mask.expand(self.batch, self.heads, total, total).clone()
-            mask[..., own, own] = self.lists.mask().cpu()
-        elif mask.ndim == 3:
-            mask = mask[:, None]
+        mask = (self.pattern if self.lists is None else Full()).mask(layout)
+        mask = mask[:, None] if mask.ndim == 3 else mask
         mask = mask.expand(self.batch, self.heads, total, total)
+        if self.lists is not None:
+            own = slice(self.before, self.before + layout.grid_tokens)
+            mask = mask.clone()
+            mask[..., own, own] = self.lists.mask().cpu()
         return torch.cat([mask, torch.ones(*mask.shape[:3], self.extra, dtype=torch.bool)], -1)
 
     def factor(self, device):
