@@ -21,7 +21,7 @@ from vidattn.patterns import Pattern, from_text
 
 
 @lru_cache(maxsize=512)
-def _decode_pattern(text: str) -> Pattern:
+def decode_pattern(text: str) -> Pattern:
     return from_text(text)
 
 
@@ -35,7 +35,7 @@ def _problem(
     extra: int,
 ) -> Problem:
     layout = TokenLayout((grid[0], grid[1], grid[2]), text[0], text[1])
-    return Problem(_decode_pattern(pattern), layout, scale, head_scale, text_valid, extra)
+    return Problem(decode_pattern(pattern), layout, scale, head_scale, text_valid, extra)
 
 
 @torch.library.custom_op("vidattn::attention", mutates_args=())

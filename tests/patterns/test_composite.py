@@ -202,7 +202,7 @@ def test_what_a_sum_does_not_have():
     pattern, layout = Hierarchical(branches="close+remote"), TokenLayout((2, 8, 8))
     x = torch.zeros(1, 128, 2, 8)
     for ask in (pattern.mask, pattern.plan):
-        with pytest.raises(ValueError, match="ask those of branches_of"):
+        with pytest.raises(ValueError, match="ask those of its branches"):
             ask(layout)
     with pytest.raises(ValueError, match="return_lse"):
         attention(x, x, x, pattern, layout, return_lse=True)

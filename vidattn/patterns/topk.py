@@ -96,8 +96,7 @@ class TopK(DynamicPattern):
     def _slots(self, grid: Grid) -> int:
         return self.kept(grid) if self.similarity is None else self._tiles(grid)
 
-    @torch.no_grad()
-    def choose(
+    def measure(
         self,
         query: Tensor,
         key: Tensor,
@@ -105,7 +104,8 @@ class TopK(DynamicPattern):
         layout: TokenLayout,
         scale: float | Tensor | None = None,
         text_valid: Tensor | None = None,
-    ) -> Choice:
+    ) -> list[Tensor]:
+        """Index and count of the lists; arguments as for every dynamic pattern."""
         grid, first = layout.grid, layout.text_before
         tile = self.tile_size(grid)
         rows, columns = (t[:, first : first + layout.grid_tokens] for t in (query, key))
@@ -122,7 +122,15 @@ class TopK(DynamicPattern):
         if self.similarity is not None:
             sides += [_alike(t, grid, tile, self.similarity) for t in (rows, columns)]
             sides[3] = sides[3].repeat_interleave(shared, 1)
-        return Choice(BlockLists(grid, tile, tile, *self._lists(grid, *sides)))
+        return list(self._lists(grid, *sides))
+
+    def measured(self, batch: int, heads: int, grid: Grid) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        rows = (batch, heads, self._tiles(grid))
+        return [((*rows, self._slots(grid)), torch.int32), (rows, torch.int32)]
+
+    def arrange(self, measured: list[Tensor], layout: TokenLayout) -> Choice:
+        tile = self.tile_size(layout.grid)
+        return Choice(BlockLists(layout.grid, tile, tile, measured[0], measured[1]))
 
     def _lists(
         self,
