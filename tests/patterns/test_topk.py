@@ -102,8 +102,8 @@ def test_density_is_the_share_that_runs():
         assert pattern.visited(layout) == pattern.kept(layout.grid) / 32
     assert TopK(0.3, (2, 2, 2)).kept(layout.grid) == 10  # VSA rounds up, SLA down
     assert TopK(0.3, (2, 2, 2), "smooth").kept(layout.grid) == 9
-    mass = TopK(0.5, (2, 2, 2), "mass", 0.3)
-    assert mass.density(layout) >= mass.mask_for(query, key, layout).double().mean()
+    for pattern in (TopK(0.5, (2, 2, 2), "mass", 0.3), TopK(0.4, (3, 3, 5)), TopK(0.3, 3, similarity=0.1)):
+        assert pattern.density(layout) >= pattern.mask_for(query, key, layout).double().mean()
     assert TopK(1.0).covers(layout.grid)
     assert TopK(0.1, (1, 1, 1)).kept((1, 1, 30)) == 3  # 0.1 * 30 is over 3 in floating point
 

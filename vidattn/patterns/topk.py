@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vidattn.layout import Grid, TokenLayout
 from vidattn.lists import BlockLists, box_counts
-from vidattn.patterns.boxes import box_means
+from vidattn.patterns.boxes import box_means, box_sizes
 from vidattn.patterns.dynamic import Choice, DynamicPattern
 from vidattn.patterns.sizes import Size, is_int, normal_size, per_axis
 
@@ -84,8 +84,12 @@ class TopK(DynamicPattern):
         return max(1, math.floor(exact + 1e-9)) if self.score == "smooth" else math.ceil(exact - 1e-9)
 
     def grid_share(self, layout: TokenLayout) -> float:
-        """Key tiles visited over all, exact where the tile divides the grid; for "mass" the greatest."""
-        return 1.0 if self.covers(layout.grid) else self._slots(layout.grid) / self._tiles(layout.grid)
+        """Exact where the tile divides the grid and counts are fixed; else the greatest that there can be."""
+        if self.covers(layout.grid):
+            return 1.0
+        sizes = box_sizes(layout.grid, self.tile_size(layout.grid), torch.device("cpu"))
+        largest = sizes.sort(descending=True).values[: self._slots(layout.grid)]
+        return int(largest.sum()) / layout.grid_tokens
 
     def covers(self, grid: Grid) -> bool:
         return self.score != "mass" and self.kept(grid) == self._tiles(grid)
