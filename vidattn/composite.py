@@ -17,8 +17,8 @@ from torch import Tensor
 from vidattn.backends import check_backend, dense
 from vidattn.backends.problem import Problem
 from vidattn.layout import Grid, TokenLayout
-from vidattn.list_ops import block_attention, choose
 from vidattn.lists import BlockLists
+from vidattn.measure import choose
 from vidattn.ops import attention_op
 from vidattn.patterns import Disc, Full, Hierarchical, Pattern, Segments
 from vidattn.patterns.boxes import box_means
@@ -98,9 +98,12 @@ def _dynamic(
     query = _moved(query, choice.query_order, layout.text_before)
     key, value = (_moved(t, choice.key_order, layout.text_before) for t in (key, value))
     if isinstance(choice.rule, BlockLists):
-        result: Result = block_attention(problem, choice.rule, query, key, value)
+        # the lists may live on a grid of their own, such as the ordered tokens in a row
+        own = replace(layout, grid=choice.rule.grid)
+        inner = replace(problem, pattern=Full(), layout=own, lists=choice.rule)
     else:
-        result = compute(replace(problem, pattern=choice.rule), query, key, value, return_lse, backend)
+        inner = replace(problem, pattern=choice.rule)
+    result = compute(inner, query, key, value, return_lse, backend)
     back = None if choice.query_order is None else choice.query_order.argsort(-1)
     if isinstance(result, Tensor):
         return _moved(result, back, layout.text_before)
@@ -130,16 +133,25 @@ def _pooled_disc(
     if check_backend(backend) == "dense":
         mask = pattern.mask(layout).to(query.device)[None, None]
         return _with_mask(problem, mask, query, key, value, return_lse)
+    if backend not in ("auto", "torch"):
+        raise NotImplementedError(
+            f"backend={backend!r} cannot run this call: {pattern} has keys that text does not see, which only"
+            " 'torch' and 'dense' know"
+        )
     result = attention_op(
         query,
         key,
         value,
         problem.head_scale,
         problem.text_valid,
+        None,
+        None,
         pattern.encoded,
         layout.grid,
         (layout.text_before, layout.text_after),
+        (),
         problem.scale,
+        "torch",
     )
     return (result[0], result[1]) if return_lse else result[0]
 
@@ -150,8 +162,8 @@ def _with_mask(
     """PyTorch's attention with the whole mask, (1 | B, 1 | H, S, S + extra)."""
     real = problem.key_valid(query.device)
     mask = mask if real is None else mask & real[:, None, None]
-    out = dense.forward(problem, query, key, value, mask)
-    return (out, dense.log_sum_exp(problem, query, key, mask)) if return_lse else out
+    out, lse = dense.forward(problem, query, key, value, return_lse, mask)
+    return out if lse is None else (out, lse)
 
 
 def _sum(
