@@ -91,9 +91,8 @@ def _dynamic(
     if check_backend(backend) == "dense":
         mask = choice.mask(layout, query.shape[0], query.shape[2])
         return _with_mask(problem, mask, query, key, value, return_lse)
-    if (
-        choice.key_order is not None and query.shape[2] != key.shape[2]
-    ):  # heads that share keys order them apart
+    if choice.key_order is not None and query.shape[2] != key.shape[2]:
+        # heads that share keys order them apart
         key, value = (t.repeat_interleave(query.shape[2] // key.shape[2], 2) for t in (key, value))
     query = _moved(query, choice.query_order, layout.text_before)
     key, value = (_moved(t, choice.key_order, layout.text_before) for t in (key, value))
