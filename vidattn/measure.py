@@ -42,7 +42,8 @@ def measure_op(
     """What the dynamic pattern with this text form measures."""
     layout = TokenLayout((grid[0], grid[1], grid[2]), text[0], text[1])
     factor = scale if head_scale is None else scale * head_scale
-    return _dynamic(pattern).measure(query, key, value, layout, factor, text_valid)
+    with torch.autocast(query.device.type, enabled=False):  # choices are made in float32
+        return _dynamic(pattern).measure(query, key, value, layout, factor, text_valid)
 
 
 @measure_op.register_fake

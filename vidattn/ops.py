@@ -72,7 +72,8 @@ def attention_op(
     """
     problem = _problem(query, key, head_scale, text_valid, index, count, pattern, grid, text, boxes, scale)
     chosen, _ = pick(backend, problem, query, key, value)
-    out, lse = chosen.forward(problem, query, key, value, True)
+    with torch.autocast(query.device.type, enabled=False):  # it would round what is held in float32
+        out, lse = chosen.forward(problem, query, key, value, True)
     return out, cast(Tensor, lse)
 
 
@@ -108,7 +109,8 @@ def attention_backward_op(
     chosen, _ = pick(backend, problem, query, key, value)
     if chosen.backward is None:
         raise RuntimeError(f"backend {chosen.name!r} is differentiated outside this op")
-    grads = chosen.backward(problem, (query, key, value, out, lse), grad_out, grad_lse)
+    with torch.autocast(query.device.type, enabled=False):
+        grads = chosen.backward(problem, (query, key, value, out, lse), grad_out, grad_lse)
     return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
 
 
