@@ -18,6 +18,7 @@ from vidattn.backends import check_backend, dense
 from vidattn.backends.problem import Problem
 from vidattn.layout import Grid, TokenLayout
 from vidattn.lists import BlockLists
+from vidattn.measure import choose
 from vidattn.ops import attention_op
 from vidattn.patterns import Disc, Full, Hierarchical, Pattern, Segments
 from vidattn.patterns.boxes import box_means
@@ -86,19 +87,19 @@ def _dynamic(
     layout = problem.layout
     if pattern.covers(layout.grid):
         return compute(replace(problem, pattern=Full()), query, key, value, return_lse, backend)
-    scale = problem.scale if problem.head_scale is None else problem.scale * problem.head_scale
-    choice = pattern.choose(query, key, value, layout, scale, problem.text_valid)
+    choice = choose(problem, pattern, query, key, value)
     if check_backend(backend) == "dense":
         mask = choice.mask(layout, query.shape[0], query.shape[2])
         return _with_mask(problem, mask, query, key, value, return_lse)
-    if (
-        choice.key_order is not None and query.shape[2] != key.shape[2]
-    ):  # heads that share keys order them apart
+    if choice.key_order is not None and query.shape[2] != key.shape[2]:
+        # heads that share keys order them apart
         key, value = (t.repeat_interleave(query.shape[2] // key.shape[2], 2) for t in (key, value))
     query = _moved(query, choice.query_order, layout.text_before)
     key, value = (_moved(t, choice.key_order, layout.text_before) for t in (key, value))
     if isinstance(choice.rule, BlockLists):
-        inner = replace(problem, pattern=Full(), lists=choice.rule)
+        # the lists may live on a grid of their own, such as the ordered tokens in a row
+        own = replace(layout, grid=choice.rule.grid)
+        inner = replace(problem, pattern=Full(), layout=own, lists=choice.rule)
     else:
         inner = replace(problem, pattern=choice.rule)
     result = compute(inner, query, key, value, return_lse, backend)
@@ -126,7 +127,7 @@ def _pooled_disc(
     key, value = (torch.cat([t, pattern.pool(t, layout)], 1) for t in (key, value))
     problem = replace(problem, extra=pattern.pooled_keys(layout.grid))
     if not layout.text_tokens:  # the extra keys are then seen by all, which every backend knows
-        bare = replace(problem, pattern=replace(pattern, pooled=0))
+        bare = replace(problem, pattern=pattern.bare)
         return compute(bare, query, key, value, return_lse, backend)
     if check_backend(backend) == "dense":
         mask = pattern.mask(layout).to(query.device)[None, None]
@@ -182,7 +183,7 @@ def _sum(
     before = problem.layout.text_before
     total: Any = 0
     texts = []
-    for branch in pattern.branches_of(problem.layout.grid):
+    for branch in pattern.parted:
         layout = branch.layout(problem.layout)
         inputs = [_cells(t, problem.layout, branch.pool) for t in (query, key, value)]
         inner = replace(problem, pattern=branch.pattern, layout=layout)

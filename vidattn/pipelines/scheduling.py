@@ -1,7 +1,7 @@
 """Starting a pipeline's loop in the middle of its schedule, near a given picture.
 
-A pipeline's ``scheduler`` is a documented component, and ``latents=`` a documented argument: for the length of
-one call the scheduler is replaced by a copy that keeps its class and settings, begins at a later step, and
+A pipeline's ``scheduler`` is a documented component, and ``latents=`` a documented argument: for the length
+of one call the scheduler is replaced by a copy that keeps its class and settings, begins at a later step, and
 guides each step.
 """
 

@@ -74,11 +74,11 @@ def upscale_generate(
 ) -> Upscaled:
     """Generate at the trained size, then enlarge and refine the whole picture stage by stage.
 
-    Each stage enlarges the picture before, adds noise, and denoises it with sparse attention (SDEdit). Guidance
-    keeps it from inventing a second subject: LinFusion's 16K chain (arXiv 2409.02097), CLEAR's recipe (arXiv
-    2412.16112) and I-Max's low-frequency guidance (arXiv 2410.07536) are settings of this function. Nothing of
-    the pipeline's ``__call__`` is copied: a stage starts through ``latents=`` and a scheduler that begins later.
-    All that is changed on the pipeline is put back, after an exception as well.
+    Each stage enlarges the picture before, adds noise, and denoises it with sparse attention (SDEdit).
+    Guidance keeps it from inventing a second subject: LinFusion's 16K chain (arXiv 2409.02097), CLEAR's
+    recipe (arXiv 2412.16112) and I-Max's low-frequency guidance (arXiv 2410.07536) are settings of this
+    function. Nothing of the pipeline's ``__call__`` is copied: a stage starts through ``latents=`` and a
+    scheduler that begins later. All that is changed on the pipeline is put back, after an exception as well.
 
     Args:
         pipe: a text-to-image or text-to-video pipeline of diffusers, on its device.
@@ -97,8 +97,8 @@ def upscale_generate(
             positions from it, else None.
         proportional: softmax scale times sqrt(log N / log N of the first stage); "auto": wherever the model
             works on one grid of tokens.
-        time_shift: shift of the noise schedule after the first stage; None keeps that of the first (a pipeline
-            that shifts by the number of tokens would leave no steps for detail).
+        time_shift: shift of the noise schedule after the first stage; None keeps that of the first (a
+            pipeline that shifts by the number of tokens would leave no steps for detail).
         seed: of the noise; a list gives one for each picture.
         patch_options: other arguments of ``vidattn.patch``, as ``{"dense_steps": 2, "min_tokens": 0}``.
         stage_options: arguments of the pipeline's call that differ after the first stage.
@@ -114,7 +114,8 @@ def upscale_generate(
         The pictures, a record of every stage, and all settings.
 
     Raises:
-        ValueError: sizes that the model cannot make exactly, values out of range, a checkpoint of another run.
+        ValueError: sizes that the model cannot make exactly, values out of range, a checkpoint of another
+            run.
         TypeError: a pipeline that cannot start from a picture, arguments that it does not take, wrong kinds.
 
     Example:
