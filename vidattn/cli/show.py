@@ -75,7 +75,11 @@ def _pattern(text: str, size: tuple[int, int, int]) -> Pattern:
     try:
         if name in PRESETS:
             _, options = preset_text(text)
-            return preset_rule(name, options, "image" if size[0] == 1 else "video", size[1:]).resolve(size)
+            rule = preset_rule(name, options, "image" if size[0] == 1 else "video", size[1:])
+            found = rule.resolve(size)
+            if not isinstance(found, Pattern):
+                raise BadArgument("PATTERN", f"{name!r} is linear attention: it has no pattern to show")
+            return found
         if name in PATTERNS:
             return from_text(text)
     except ValueError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from vidattn.patches.loading import Loaded, is_controlnet, load, without_controlnets
 from vidattn.patches.model_patch import ModelPatch, patch_of, share_slots
 from vidattn.patches.reporting import Report, report
 from vidattn.patches.rules import plan_rules
@@ -15,7 +16,6 @@ from vidattn.patches.settings import Settings, with_recipe
 from vidattn.patches.slots import SlotSpec
 from vidattn.patches.steps import StepClock
 from vidattn.patches.targets import Target, is_pipeline, modules_of, targets_of
-from vidattn.patches.weights import read_weights
 
 
 class Handle:
@@ -63,11 +63,12 @@ def patch(
             ``supported()``.
         pattern: a ``vidattn.patterns.Pattern``; its text form (``"neighborhood:window=17x17"``); a preset's
             name (``"neighborhood"``, ``"sliding"``, ``"clear"``, ``"grat-b"``, ``"grat-x"``, ``"radial"``,
-            ``"full"``), with defaults chosen for the model and the grid; a dictionary ``{layer name glob:
+            ``"linfusion"``, ``"full"``), with defaults chosen for the model and the grid; a dictionary ``{layer name glob:
             pattern or None}``, where the first match counts and layers without one stay dense; or the path of
             a JSON recipe with arguments of this function.
-        weights: a .safetensors file with tensors of the model, for preset "clear"; they are taken out by
-            ``unpatch``.
+        weights: a .safetensors file for presets that were trained ("clear", "linfusion"): the authors' files,
+            or those of ``vidattn distill``. They are taken out by ``unpatch``, and layers that run dense run
+            on the model's own.
         dense_steps: how many steps at the beginning of each run stay dense. A pipeline's scheduler tells the
             position; on a model of its own a step is a change of the timestep's value, and a run begins where
             it goes up.
@@ -125,15 +126,21 @@ def _prepare(targets: list[Target], settings: Settings, pipe: Any) -> list[Model
             " run has; patch the pipeline"
         )
     planned = plan_rules(targets, settings.pattern, settings.dense_layers, settings.options)
-    weights = read_weights(settings.weights, targets[0].model) if settings.weights is not None else None
+    planned = without_controlnets(targets, planned)
+    # the weights are the model's, not those of a ControlNet beside it
+    owner = next((t for t in targets if not is_controlnet(t.model)), targets[0])
     clock = StepClock(pipe, settings.dense_steps, settings.dense_last_steps)
     made = []
     for target, rules in zip(targets, planned, strict=True):
-        specs = [SlotSpec(rule, layer.group, settings.backend, settings.strict) for layer, rule in rules]
+        loaded: Loaded = load(target, rules, settings.weights if target is owner else None)
+        trained = loaded.weights is not None
+        specs = [
+            SlotSpec(rule, layer.group, settings.backend, settings.strict, trained) for layer, rule in rules
+        ]
         layers, slots = share_slots([layer for layer, _ in rules], specs)
         own_clock = clock if pipe is not None else StepClock(None, settings.dense_steps, 0)
         patch = ModelPatch(target.component, target.family, layers, slots, own_clock, settings)
-        patch.weights = weights if target is targets[0] else None
+        patch.weights, patch.mixers, patch.note = loaded.weights, loaded.mixers, loaded.note
         made.append(patch)
     return made
 

@@ -22,6 +22,7 @@ from vidattn.patches.log import LayerLog, RunLog
 from vidattn.patches.settings import Settings
 from vidattn.patches.slots import LAYER, SLOT, Decision, Slot, SlotSpec
 from vidattn.patches.steps import ALL, MIDDLE, StepClock
+from vidattn.patches.substitutes import Mixers, Substitute
 from vidattn.patches.weights import SwappedWeights
 from vidattn.patterns import Full
 
@@ -65,6 +66,8 @@ class ModelPatch:
         self.clock, self.settings = clock, settings
         self.log = RunLog()
         self.weights: SwappedWeights | None = None
+        self.mixers = Mixers({})
+        self.note = ""
         self._hook = ForwardHook(self)
         self._decisions: dict[tuple, Decision] = {}
 
@@ -90,6 +93,7 @@ class ModelPatch:
             _register(self)
             if self.weights is not None:
                 self.weights.apply(model)
+            self.mixers.attach()
             for planned in self.planned:
                 module = planned.layer.module
                 # not nn.Module.__setattr__: nothing is registered, so state_dict and saving do not change
@@ -109,6 +113,7 @@ class ModelPatch:
                 if hook is self._hook:
                     del model._forward_pre_hooks[number]
                     model._forward_pre_hooks_with_kwargs.pop(number, None)
+            self.mixers.detach()
             release_decisions(model)
             model.__dict__.pop(PATCH, None)
             if self.weights is not None:
@@ -146,6 +151,10 @@ class ModelPatch:
             decisions.append(slot.decision)
         self.log.forward(self.clock.run, decisions)
         self._be_strict(decisions)
+        self.mixers.place(device)
+        if self.weights is not None:
+            dense = [decision.pattern is None for decision in decisions]
+            self.weights.show(model, frozenset(p.layer.name for p in self.planned if dense[p.slot]))
         keep_decisions(model, self.slots)
 
     def _read(self, model: nn.Module, arguments: Arguments) -> tuple[Reading, str]:
@@ -180,14 +189,16 @@ class ModelPatch:
         pattern = rule.resolve(layout.grid)
         if isinstance(pattern, Full):
             return dense("the pattern is full")
-        if auto and (reason := why_dense(pattern, layout, device)):
+        if isinstance(pattern, Substitute):
+            backend = "linear"
+        elif auto and (reason := why_dense(pattern, layout, device)):
             return dense(reason, fallback=True)
-        density = pattern.density(layout)
-        backend, _ = backends.resolve(slot.spec.backend, pattern, layout)
+        else:
+            backend, _ = backends.resolve(slot.spec.backend, pattern, layout)
         return Decision(
             layout,
             pattern,
-            density,
+            pattern.density(layout),
             steps,
             backend,
             note=reading.note,

@@ -23,6 +23,7 @@ from vidattn.patterns import (
     SlidingWindow,
     from_text,
 )
+from vidattn.patches.substitutes import SUBSTITUTES, LinFusion, Substitute, read_value
 from vidattn.patterns.text import nearest
 
 Native = tuple[int, int]
@@ -47,7 +48,7 @@ class Preset:
         why: where the defaults come from.
     """
 
-    cls: type[Pattern]
+    cls: type[Pattern] | type[Substitute]
     defaults: Callable[[Grid, Native], dict[str, Any]]
     why: str
     kinds: tuple[str, ...] = ("image", "video")
@@ -58,8 +59,8 @@ class Preset:
         fields = {f.name: f.default for f in dataclasses.fields(self.cls) if f.name not in self.fixed}
         return {k: None if v is dataclasses.MISSING else v for k, v in fields.items()}
 
-    def pattern(self, grid: Grid, native: Native, options: Mapping[str, Any]) -> Pattern:
-        """The pattern for one grid."""
+    def pattern(self, grid: Grid, native: Native, options: Mapping[str, Any]) -> Pattern | Substitute:
+        """The pattern or substitute for one grid."""
         return self.cls(**{**self.defaults(grid, native), **options, **self.fixed})
 
 
@@ -93,6 +94,12 @@ PRESETS: dict[str, Preset] = {
         "the middle one of the released checkpoints, 8, 16 and 32 (arXiv 2412.16112)",
         kinds=("image",),
     ),
+    "linfusion": Preset(
+        LinFusion,
+        _nothing,
+        "the published networks, as wide as the layer, a 16th of it in SDXL (arXiv 2409.02097)",
+        kinds=("image",),
+    ),
     "grat-b": Preset(Groups, _group, _GRAT + "; neighbouring groups", fixed={"region": "blocks"}),
     "grat-x": Preset(
         Groups, _group, _GRAT + "; groups of the same row, column or frame", fixed={"region": "cross"}
@@ -111,6 +118,9 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
+TRAINED = ("clear", *SUBSTITUTES)
+"""Presets that take weights."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -122,8 +132,8 @@ class Rule:
     native: Native = (64, 64)
     dense: str = ""
 
-    def resolve(self, grid: Grid) -> Pattern:
-        """The pattern for one grid. Only for rules that are not dense."""
+    def resolve(self, grid: Grid) -> Pattern | Substitute:
+        """The pattern or substitute for one grid. Only for rules that are not dense."""
         if self.pattern is not None:
             return self.pattern
         return PRESETS[self.preset].pattern(grid, self.native, dict(self.options))
@@ -176,6 +186,11 @@ def preset_text(text: str) -> tuple[str, dict[str, Any]]:
     for key in given:
         if key not in preset.options():
             raise ValueError(f"preset {name!r} has no option {key!r}: {nearest(key, list(preset.options()))}")
+    if name.strip().lower() in SUBSTITUTES:
+        return name.strip().lower(), {
+            key.strip(): read_value(value.strip())
+            for key, _, value in (part.partition("=") for part in rest.split(",") if part.strip())
+        }
     # the pattern's own reader knows the forms of values; parameters that must be given are filled in for it
     filled = {k: v for k, v in preset.defaults((1, 64, 64), (64, 64)).items() if k not in given}
     fill = "".join(f",{k}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in filled.items())

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from vidattn.attention import attention
 from vidattn.layout import TokenLayout
 from vidattn.patches.slots import CURRENT, LAYER, SLOT, Decision, Slot
+from vidattn.patches.substitutes import Substitute, whole_layer
 
 # Processors that compute attention in some other way, and so never come by here.
 BYPASSING = frozenset(
@@ -116,7 +117,7 @@ def _turn(
         if not compiling:
             CURRENT.missed = "its keys are not those of its queries"
         return None
-    if decision is None:
+    if decision is None or isinstance(decision.pattern, Substitute):
         return None
     # the padding is the mask's; a call without one sees all text
     layout = _layout(decision, query.shape[1], slot.text_valid if mask is not None else None)
@@ -240,7 +241,8 @@ def _shim(original: Callable) -> Callable:
         outer = CURRENT.slot
         CURRENT.slot = slot
         try:
-            return original(self, attn, *args, **kwargs)
+            whole = whole_layer(self, attn, slot, args, kwargs)
+            return original(self, attn, *args, **kwargs) if whole is None else whole
         finally:
             CURRENT.slot = outer
 
@@ -257,7 +259,9 @@ def _watched(
     outer = CURRENT.slot, CURRENT.layer, CURRENT.reached, CURRENT.missed
     CURRENT.slot, CURRENT.layer, CURRENT.reached, CURRENT.missed = slot, layer, False, ""
     try:
-        result = original(processor, attn, *args, **kwargs)
+        result = whole_layer(processor, attn, slot, args, kwargs)
+        if result is None:
+            result = original(processor, attn, *args, **kwargs)
         if not CURRENT.reached and slot.decision is not None and layer is not None:
             layer.bypassed(slot, slot.decision, CURRENT.missed or bypass_reason(processor))
         return result

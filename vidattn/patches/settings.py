@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vidattn.backends import check_backend
-from vidattn.patches.presets import PRESETS
+from vidattn.patches.presets import PRESETS, TRAINED
 from vidattn.patterns.text import nearest
 
 
@@ -51,10 +51,11 @@ class Settings:
         if not isinstance(self.weights, (str, os.PathLike)):
             raise TypeError(f"weights={self.weights!r}: give the path of a .safetensors file")
         name = self.pattern.partition(":")[0].strip().lower() if isinstance(self.pattern, str) else None
-        if name in PRESETS and name != "clear":
-            raise ValueError(f"weights: preset {name!r} takes none; 'clear' does")
-        if name != "clear":
-            raise ValueError(f"weights: only preset 'clear' takes weights, not pattern {self.pattern!r}")
+        takers = ", ".join(repr(n) for n in TRAINED)
+        if name in PRESETS and name not in TRAINED:
+            raise ValueError(f"weights: preset {name!r} takes none; these do: {takers}")
+        if name not in TRAINED:
+            raise ValueError(f"weights: only presets take weights ({takers}), not pattern {self.pattern!r}")
 
     def as_arguments(self) -> dict[str, Any]:
         """Keyword arguments that make ``patch`` do the same again."""

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from vidattn.layout import TokenLayout
-from vidattn.patches.presets import Rule
 from vidattn.patterns import Pattern
+
+if TYPE_CHECKING:
+    from vidattn.patches.presets import Rule
+    from vidattn.patches.substitutes import Substitute
 
 SLOT = "_vidattn_slot"
 """Attribute of a patched attention module: its :class:`Slot`."""
@@ -37,7 +40,7 @@ class Decision:
     """
 
     layout: TokenLayout | None
-    pattern: Pattern | None
+    pattern: Pattern | Substitute | None
     density: float
     steps: str
     backend: str = ""
@@ -58,6 +61,7 @@ class SlotSpec:
     group: Any
     backend: str
     strict: bool
+    trained: bool = False  # weights for this rule came with the patch
 
 
 class Slot(threading.local):

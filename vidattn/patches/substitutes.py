@@ -1,0 +1,208 @@
+"""What can stand in a layer for softmax attention, beside patterns: linear attention with modules of its own.
+
+A substitute is what a rule resolves to where the preset names one, as a pattern is elsewhere. Its modules are
+made per layer and kept beside the attention module, not registered in it: ``state_dict`` and saving do not
+change. Projections stay the model's own, so that LoRA, quantization and offloading act on them as ever.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vidattn.layout import TokenLayout
+from vidattn.linear.linfusion import LinFusionBranch
+from vidattn.patches.families import Family, Layer
+from vidattn.patches.slots import CURRENT, Slot
+
+MIXER = "_vidattn_mixer"
+"""Attribute of a patched attention module: the modules of its substitute."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Substitute:
+    """One kind of attention that is no pattern; the fields are its preset's options."""
+
+    name: ClassVar[str]
+    families: ClassVar[tuple[str, ...]] = ()
+    """Names of the families that it is for; () for all."""
+
+    def to_text(self) -> str:
+        """As a pattern's text form, with the options that differ from the defaults."""
+        values = [(f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self)]
+        given = ",".join(f"{name}={value}" for name, value, default in values if value != default)
+        return f"{self.name}:{given}" if given else self.name
+
+    def density(self, layout: TokenLayout) -> float:
+        """Share of query-key pairs that are computed: none, in linear attention."""
+        return 0.0
+
+    def make(self, layer: Layer, model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
+        """The modules of one layer, in their untrained state.
+
+        Args:
+            layer: of the model.
+            model: the model.
+            shapes: of the weights that will be loaded into them, by name in the module; {} without weights.
+
+        Raises:
+            ValueError: the layer cannot carry this substitute.
+        """
+        raise NotImplementedError
+
+    def layer_output(self, mixer: nn.Module, attn: Any, hidden_states: Tensor) -> Tensor | None:
+        """The output of a whole attention layer, or None if the substitute works on q, k and v."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class LinFusion(Substitute):
+    """LinFusion (arXiv 2409.02097) in the self-attention of Stable Diffusion's UNets.
+
+    Args:
+        mid_dim: width of its networks; None for the published one (the layer's, a 16th of it in SDXL, or what
+            the weights have), -1 for the identity form.
+    """
+
+    name = "linfusion"
+    families = ("unet",)
+    mid_dim: int | None = None
+
+    def make(self, layer: Layer, model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
+        attn: Any = layer.module
+        if attn.to_q.bias is not None or attn.norm_q is not None or attn.norm_cross:
+            raise ValueError(f"{layer.name} is no layer for LinFusion: it has norms or biases at q and k")
+        dim = attn.to_q.in_features
+        mid_dim = self.mid_dim
+        if mid_dim is None and shapes:
+            mid_dim = shapes["to_q_.0.weight"][0] if "to_q_.0.weight" in shapes else -1
+        elif mid_dim is None and getattr(model.config, "addition_embed_type", None) == "text_time":
+            mid_dim = max(1, dim // 16)
+        made = LinFusionBranch(dim, mid_dim)
+        made.zero_()
+        return made
+
+    def layer_output(self, mixer: nn.Module, attn: Any, hidden_states: Tensor) -> Tensor | None:
+        out = mixer.attend(hidden_states, attn.to_q, attn.to_k, attn.to_v, attn.heads)  # type: ignore[operator]
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+SUBSTITUTES: dict[str, type[Substitute]] = {cls.name: cls for cls in (LinFusion,)}
+
+
+def read_value(text: str) -> Any:
+    """An option's value as a preset's text form writes it: none, a number, or a word."""
+    if text.lower() == "none":
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def check_family(name: str, family: Family) -> None:
+    """Refuse a family that the substitute is not for.
+
+    Raises:
+        ValueError: naming both.
+    """
+    allowed = SUBSTITUTES[name].families
+    if allowed and family.name not in allowed:
+        raise ValueError(f"preset {name!r} is for {', '.join(allowed)} models, not for {family.name}")
+
+
+# ------------------------------------------------------------------ the modules of one model
+class Mixers:
+    """The modules of a model's substitutes, by layer name; they follow the model's device and dtype."""
+
+    def __init__(self, layers: Mapping[str, tuple[nn.Module, nn.Module]]) -> None:
+        self.layers = dict(layers)  # name: (attention module, mixer)
+        self._dtype = self._model_dtype()
+        for _, mixer in self.layers.values():
+            if self._dtype is not None:
+                mixer.to(self._dtype)
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """``{layer}.{parameter}``, as weights files name them."""
+        return {f"{n}.{k}": p for n, (_, mixer) in self.layers.items() for k, p in mixer.named_parameters()}
+
+    def attach(self) -> None:
+        """Put each module beside its attention module."""
+        for attn, mixer in self.layers.values():
+            attn.__dict__[MIXER] = mixer
+
+    def detach(self) -> None:
+        """Take them off."""
+        for attn, _ in self.layers.values():
+            attn.__dict__.pop(MIXER, None)
+
+    def place(self, device: torch.device) -> None:
+        """Follow the model: to the device that it will run on, and to its dtype when that has changed."""
+        dtype = self._model_dtype()
+        parameter = next((p for _, mixer in self.layers.values() for p in mixer.parameters()), None)
+        if parameter is None:
+            return
+        if dtype is not None and dtype != self._dtype:
+            self._dtype = dtype
+            for _, mixer in self.layers.values():
+                mixer.to(dtype)
+        if parameter.device != device:
+            for _, mixer in self.layers.values():
+                mixer.to(device)
+
+    def _model_dtype(self) -> torch.dtype | None:
+        """That of a query projection, if it is one to compute in: quantized ones are not."""
+        for attn, _ in self.layers.values():
+            to_q: Any = attn.to_q
+            weight: Tensor = getattr(to_q, "base_layer", to_q).weight
+            if weight.is_floating_point() and weight.dtype.itemsize >= 2:
+                return weight.dtype
+        return None
+
+
+# ------------------------------------------------------------------ at the call
+# Processors that do no more than softmax attention; others have a meaning of their own (perturbed guidance).
+_PLAIN = frozenset(
+    {
+        "AttnProcessor",
+        "AttnProcessor2_0",
+        "AttnProcessorNPU",
+        "FusedAttnProcessor2_0",
+        "SlicedAttnProcessor",
+        "XFormersAttnProcessor",
+        "XLAFlashAttnProcessor2_0",
+    }
+)
+
+
+def whole_layer(processor: Any, attn: Any, slot: Slot, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
+    """The output of a layer whose substitute replaces all of it, or None when the processor shall run.
+
+    Raises:
+        RuntimeError: the layer cannot run linear attention, and the patch is strict or brought trained weights
+            that mean nothing to softmax attention.
+    """
+    mixer, decision = getattr(attn, MIXER, None), slot.decision
+    if mixer is None or decision is None or not isinstance(decision.pattern, Substitute):
+        return None
+    hidden = args[0] if args else kwargs.get("hidden_states")
+    others = [*args[1:3], kwargs.get("encoder_hidden_states"), kwargs.get("attention_mask")]
+    reason = ""
+    if not any(cls.__name__ in _PLAIN for cls in type(processor).__mro__):
+        reason = f"{type(processor).__name__} computes attention in its own way"
+    elif not isinstance(hidden, Tensor) or hidden.ndim != 3 or any(o is not None for o in others):
+        reason = "the call is no plain self-attention: it has a mask or other keys"
+    out = None if reason else decision.pattern.layer_output(mixer, attn, hidden)
+    if reason and (slot.spec.strict or slot.spec.trained):
+        raise RuntimeError(f"vidattn: {decision.pattern.name} cannot run in a layer: {reason}")
+    if not torch.compiler.is_compiling() and (reason or out is not None):
+        CURRENT.reached = True
+        if CURRENT.layer is not None:
+            CURRENT.layer.called(decision, reason)
+    return out
