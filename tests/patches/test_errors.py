@@ -88,7 +88,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("wan", {"backend": "tritn"}, ValueError, "backend='tritn'"),
     ("wan", {"backend": None}, TypeError, "backend=None: must be a string"),
     ("wan", {"strict": 1}, TypeError, "strict=1: must be True or False"),
-    ("wan", {"weights": "x.safetensors"}, ValueError, "only preset 'clear' takes weights"),
+    ("wan", {"weights": "x.safetensors"}, ValueError, "only presets take weights"),
     (
         "wan",
         {"pattern": "neighborhood", "weights": "x.safetensors"},

@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _pattern(text: str, size: tuple[int, int, int]) -> Pattern:
     """A pattern from its text form, or a preset with the parameters that it takes on this grid."""
     from vidattn.patches.presets import PRESETS, preset_rule, preset_text
+    from vidattn.patches.substitutes import Substitute
     from vidattn.patterns import PATTERNS, from_text
     from vidattn.patterns.text import nearest
 
@@ -77,7 +78,7 @@ def _pattern(text: str, size: tuple[int, int, int]) -> Pattern:
             _, options = preset_text(text)
             rule = preset_rule(name, options, "image" if size[0] == 1 else "video", size[1:])
             found = rule.resolve(size)
-            if not isinstance(found, Pattern):
+            if isinstance(found, Substitute):
                 raise BadArgument("PATTERN", f"{name!r} is linear attention: it has no pattern to show")
             return found
         if name in PATTERNS:

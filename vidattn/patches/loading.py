@@ -32,7 +32,9 @@ def is_controlnet(model: nn.Module) -> bool:
     return "ControlNet" in type(model).__name__
 
 
-def without_controlnets(targets: Sequence[Target], planned: Sequence[Rules]) -> list[list[tuple[Layer, Rule]]]:
+def without_controlnets(
+    targets: Sequence[Target], planned: Sequence[Rules]
+) -> list[list[tuple[Layer, Rule]]]:
     """The rules, with ControlNets dense where a substitute would stand: no weights exist for them.
 
     Raises:

@@ -68,6 +68,7 @@ class ModelPatch:
         self.weights: SwappedWeights | None = None
         self.mixers = Mixers({})
         self.note = ""
+        self.paused = False  # as if not patched: what distillation's teacher is
         self._hook = ForwardHook(self)
         self._decisions: dict[tuple, Decision] = {}
 
@@ -129,6 +130,10 @@ class ModelPatch:
         Raises:
             RuntimeError: the patch is strict and a layer would fall back to dense attention.
         """
+        if self.paused:
+            for slot in self.slots:
+                slot.decision = slot.text_valid = None
+            return
         for planned in self.planned:
             routes.cover(planned.layer.module.processor)
         reading, trouble = self._read(model, arguments)

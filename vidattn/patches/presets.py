@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vidattn.layout import Grid
+from vidattn.patches.substitutes import SUBSTITUTES, LinFusion, Substitute, read_value
 from vidattn.patterns import (
     PATTERNS,
     Disc,
@@ -23,7 +24,6 @@ from vidattn.patterns import (
     SlidingWindow,
     from_text,
 )
-from vidattn.patches.substitutes import SUBSTITUTES, LinFusion, Substitute, read_value
 from vidattn.patterns.text import nearest
 
 Native = tuple[int, int]

@@ -19,6 +19,11 @@ class SwappedWeights:
         self._in: set[str] = set()  # names whose trained tensor is in the model
         self._hidden: frozenset[str] = frozenset()
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Parameters of the model that have a tensor here."""
+        return frozenset(self._out)
+
     def apply(self, model: nn.Module) -> None:
         """Put the tensors in, in the dtype and on the device of those that they replace."""
         self._exchange(model, self._out.keys() - self._in)
