@@ -55,7 +55,9 @@ def test_names_and_shapes_are_the_published_ones():
     network = {"0.weight": (3, 8), "0.bias": (3,), "1.weight": (3,), "1.bias": (3,)}
     network |= {"3.weight": (8, 3), "3.bias": (8,)}
     expected = {f"{n}.{k}": v for n in ("to_q_", "to_k_") for k, v in network.items()}
-    expected |= {f"{n}.weight": (8, 8) for n in ("to_q", "to_k", "to_v", "to_out.0")} | {"to_out.0.bias": (8,)}
+    expected |= {f"{n}.weight": (8, 8) for n in ("to_q", "to_k", "to_v", "to_out.0")} | {
+        "to_out.0.bias": (8,)
+    }
     assert shapes == expected
     assert "to_q_.0.weight" not in LinFusionAttention(8, 2, -1).state_dict()
 
@@ -105,7 +107,9 @@ def test_float16_holds_a_million_large_tokens():
         (lambda: LinFusionAttention(8, 2, 0), "mid_dim=0"),
         (lambda: LinFusionAttention(8, 2)(torch.zeros(1, 8)), r"hidden_states has shape \(1, 8\)"),
         (
-            lambda: LinFusionAttention.from_pretrained_attention(Attention(8, heads=2, dim_head=4, bias=True)),
+            lambda: LinFusionAttention.from_pretrained_attention(
+                Attention(8, heads=2, dim_head=4, bias=True)
+            ),
             "to_q of the layer has a bias",
         ),
         (
