@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from vidattn import composite
 from vidattn.backends import dense, resolve
 from vidattn.backends.problem import Problem
 from vidattn.layout import TokenLayout
@@ -76,6 +77,11 @@ def compute(
     pattern, layout = problem.pattern, problem.layout
     if isinstance(pattern, PerHead):
         return _by_head(problem, pattern, query, key, value, return_lse, backend)
+    special = composite.handler(pattern)
+    if special is not None:
+        result = special(compute, problem, query, key, value, return_lse, backend)
+        if result is not None:
+            return result
     chosen, _ = resolve(backend, pattern, layout)
     if chosen == "dense":
         if not return_lse:
@@ -112,7 +118,8 @@ def _by_head(
         raise ValueError(f"pattern assigns {len(pattern.assign)} heads, but query has {query.shape[2]}")
     shared = query.shape[2] // key.shape[2]
     order: list[int] = []
-    outs, lses = [], []
+    outs: list[Tensor] = []
+    lses: list[Tensor] = []
     for number, one in enumerate(pattern.patterns):
         heads = pattern.heads(number)
         if not heads:
@@ -122,9 +129,12 @@ def _by_head(
         scale = None if problem.head_scale is None else problem.head_scale[own]
         part = replace(problem, pattern=one, head_scale=scale)
         keys, values = (t.index_select(2, own // shared) for t in (key, value))
-        out, lse = compute(part, query.index_select(2, own), keys, values, True, backend)
-        outs.append(out)
-        lses.append(lse)
+        result = compute(part, query.index_select(2, own), keys, values, return_lse, backend)
+        if isinstance(result, Tensor):
+            outs.append(result)
+        else:
+            outs.append(result[0])
+            lses.append(result[1])
     back = torch.tensor(order, device=query.device).argsort()
     merged = torch.cat(outs, 2).index_select(2, back)
     return (merged, torch.cat(lses, 2).index_select(2, back)) if return_lse else merged

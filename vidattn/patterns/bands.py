@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vidattn.layout import Grid
-from vidattn.patterns.base import Coordinates, Pattern, split_box, tile_bounds
+from vidattn.patterns.base import Coordinates, GridPattern, split_box, tile_bounds
 from vidattn.plan import KeyBox, Plan, Tile
 
 
@@ -20,7 +20,7 @@ def _band_pairs(total: int, width: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Band(Pattern):
+class _Band(GridPattern):
     """|i - j| <= width * (tokens of a frame) in some order of the tokens.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vidattn.layout import Grid
-from vidattn.patterns.base import Coordinates, Pattern, split_box, tile_bounds
+from vidattn.patterns.base import Coordinates, GridPattern, split_box, tile_bounds
 from vidattn.patterns.sizes import is_int
 from vidattn.plan import KeyBox, Plan, Tile
 
@@ -20,7 +20,7 @@ def _power_below(n: int) -> int:
 
 
 @dataclass(frozen=True)
-class Radial(Pattern):
+class Radial(GridPattern):
     """Radial attention (Li et al., arXiv 2506.19852), for video.
 
     Let d be the distance of two frames of s tokens, k and l places in them (raster order), g the largest
