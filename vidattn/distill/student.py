@@ -17,6 +17,7 @@ from vidattn.distill.config import Distillation
 from vidattn.distill.features import Recorder, mean_difference, stages_without_attention, weights_of
 from vidattn.distill.trainable import Exchanged, LowRank, Trainable
 from vidattn.patches.api import patch
+from vidattn.patches.loading import is_dense
 from vidattn.patches.model_patch import ModelPatch, patch_of
 
 Arguments = dict[str, Any]
@@ -53,7 +54,7 @@ class Student(nn.Module):
         assert found is not None, "patch has just been put on the pipeline's denoiser"
         self.patch: ModelPatch = found
         self.model = model.requires_grad_(False)
-        planned = [p for p in found.planned if not found.slots[p.slot].spec.rule.dense]
+        planned = [p for p in found.planned if not is_dense(found.slots[p.slot].spec.stages)]
         layers = {p.layer.name: p.layer.module for p in planned}
         if not layers:
             raise ValueError("every layer is dense: nothing would be learned")

@@ -10,12 +10,16 @@ from torch import nn
 
 from vidattn.patches.families import Layer
 from vidattn.patches.presets import Rule
+from vidattn.patches.schedule import Stage
 from vidattn.patches.substitutes import SUBSTITUTES, Mixers, Substitute, check_family
 from vidattn.patches.targets import Target
 from vidattn.patches.weight_files import WeightsFile, fit, read_file
 from vidattn.patches.weights import SwappedWeights
 
-Rules = Sequence[tuple[Layer, Rule]]
+Found = Sequence[tuple[Layer, tuple[Stage, ...]]]
+"""Layers with their stages."""
+
+_PUBLISHED = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight", "to_out.0.bias")
 
 
 @dataclass(frozen=True)
@@ -26,39 +30,57 @@ class Loaded:
     weights: SwappedWeights | None
     note: str = ""
 
+    @property
+    def trained(self) -> bool:
+        """Whether the weights came from a file."""
+        return self.weights is not None
+
 
 def is_controlnet(model: nn.Module) -> bool:
     """Whether a model only steers another one, to whose layers weights and substitutes belong."""
     return "ControlNet" in type(model).__name__
 
 
+def is_dense(stages: tuple[Stage, ...]) -> bool:
+    """Whether a layer stays dense throughout."""
+    return all(stage.rule.dense for stage in stages)
+
+
 def without_controlnets(
-    targets: Sequence[Target], planned: Sequence[Rules]
-) -> list[list[tuple[Layer, Rule]]]:
+    targets: Sequence[Target], planned: Sequence[Found]
+) -> list[list[tuple[Layer, tuple[Stage, ...]]]]:
     """The rules, with ControlNets dense where a substitute would stand: no weights exist for them.
 
     Raises:
-        ValueError: a substitute on a family that it is not for.
+        ValueError: a substitute on a family that it is not for, or in one branch of guidance.
     """
     made = []
-    for target, rules in zip(targets, planned, strict=True):
-        kept = []
-        for layer, rule in rules:
-            if rule.preset in SUBSTITUTES and not rule.dense:
-                check_family(rule.preset, target.family)
-                if is_controlnet(target.model):
-                    rule = Rule(dense=f"{rule.preset} is for the model, not for its ControlNet")
-            kept.append((layer, rule))
-        made.append(kept)
+    for target, found in zip(targets, planned, strict=True):
+        controlnet = is_controlnet(target.model)
+        made.append(
+            [(layer, tuple(_checked(s, target, controlnet) for s in stages)) for layer, stages in found]
+        )
     return made
 
 
-def load(target: Target, rules: Rules, weights: Any) -> Loaded:
+def _checked(stage: Stage, target: Target, controlnet: bool) -> Stage:
+    name = stage.rule.preset
+    if stage.rule.dense or name not in SUBSTITUTES:
+        return stage
+    check_family(name, target.family)
+    if stage.branch:
+        raise ValueError(f"branch={stage.branch!r}: preset {name!r} runs in both branches of guidance")
+    if controlnet:
+        return replace(stage, rule=Rule(dense=f"{name} is for the model, not for its ControlNet"))
+    return stage
+
+
+def load(target: Target, found: Found, weights: Any) -> Loaded:
     """Make the modules of the substitutes and read the weights.
 
     Args:
         target: the model; not changed.
-        rules: for its layers.
+        found: its layers with their stages.
         weights: path of a safetensors file, or None.
 
     Raises:
@@ -67,12 +89,12 @@ def load(target: Target, rules: Rules, weights: Any) -> Loaded:
     """
     file = read_file(weights, target.model) if weights is not None else None
     if file is not None:
-        file = _without(file, [layer.name for layer, rule in rules if rule.dense])
+        file = _without(file, [layer.name for layer, stages in found if is_dense(stages)])
     made: dict[str, tuple[nn.Module, nn.Module]] = {}
     names: dict[str, None] = {}
-    for layer, rule in rules:
-        substitute = None if rule.dense or rule.preset not in SUBSTITUTES else rule.resolve((1, 1, 1))
-        if isinstance(substitute, Substitute):
+    for layer, stages in found:
+        substitute = _substitute(layer, stages)
+        if substitute is not None:
             shapes = file.shapes_of(layer.name) if file is not None else {}
             made[layer.name] = (layer.module, substitute.make(layer, target.model, shapes))
             names[substitute.name] = None
@@ -85,7 +107,15 @@ def load(target: Target, rules: Rules, weights: Any) -> Loaded:
     return Loaded(mixers, fit(file, target.model, mixers.named_parameters(), needed))
 
 
-_PUBLISHED = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight", "to_out.0.bias")
+def _substitute(layer: Layer, stages: tuple[Stage, ...]) -> Substitute | None:
+    """The one substitute of a layer, or None."""
+    rules = {s.rule for s in stages if not s.rule.dense and s.rule.preset in SUBSTITUTES}
+    if len(rules) > 1:
+        raise ValueError(
+            f"{layer.name} has stages with more than one of {', '.join(sorted(map(str, rules)))}"
+        )
+    found = next((rule.resolve((1, 1, 1)) for rule in rules), None)
+    return found if isinstance(found, Substitute) else None
 
 
 def _without(file: WeightsFile, layers: Sequence[str]) -> WeightsFile:

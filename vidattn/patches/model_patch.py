@@ -18,7 +18,9 @@ from vidattn.layout import TokenLayout
 from vidattn.patches import routes
 from vidattn.patches.checkpointing import keep_decisions, release_decisions
 from vidattn.patches.families import Arguments, Family, GridUnreadable, Layer, Reading
+from vidattn.patches.guidance import BranchReader
 from vidattn.patches.log import LayerLog, RunLog
+from vidattn.patches.schedule import Case, cases_of
 from vidattn.patches.settings import Settings
 from vidattn.patches.slots import LAYER, SLOT, Decision, Slot, SlotSpec
 from vidattn.patches.steps import ALL, MIDDLE, StepClock
@@ -69,6 +71,8 @@ class ModelPatch:
         self.mixers = Mixers({})
         self.note = ""
         self.paused = False  # as if not patched: what distillation's teacher is
+        self._branches = BranchReader(family.guidance)
+        self._by_branch = any(stage.branch for slot in slots for stage in slot.spec.stages)
         self._hook = ForwardHook(self)
         self._decisions: dict[tuple, Decision] = {}
 
@@ -139,26 +143,29 @@ class ModelPatch:
         reading, trouble = self._read(model, arguments)
         family = self.family
         timestep = arguments.get(family.timestep)
-        steps = self.clock.tick(timestep, family.timestep_scale, family.timestep_offset)
+        moment = self.clock.tick(timestep, family.timestep_scale, family.timestep_offset)
+        branches = self._branches.read(self.clock.pipe, moment, arguments) if self._by_branch else ("",)
         device = next((a.device for a in arguments.values() if isinstance(a, Tensor)), torch.device("cpu"))
         decisions = []
         for number, slot in enumerate(self.slots):
             found = reading.layouts.get(slot.spec.group, trouble)
             why = found if isinstance(found, str) else ""
             layout, slot.text_valid = _apart(None if isinstance(found, str) else found, device)
-            key = (number, layout, steps, device, reading.note, reading.mask_reason, reading.trimmed, why)
+            cases = cases_of(slot.spec.stages, moment, branches)
+            key = (number, layout, cases, device, reading.note, reading.mask_reason, reading.trimmed, why)
             # one object per case: a compiled graph that has seen it is found again
             if key not in self._decisions:
                 if len(self._decisions) > 1024:
                     self._decisions.clear()
-                self._decisions[key] = self._decide(slot, layout, steps, device, reading, why)
+                made = [self._decide(slot, layout, case, device, reading, why) for case in cases]
+                self._decisions[key] = _together(made)
             slot.decision = self._decisions[key]
             decisions.append(slot.decision)
         self.log.forward(self.clock.run, decisions)
         self._be_strict(decisions)
         self.mixers.place(device)
         if self.weights is not None:
-            dense = [decision.pattern is None for decision in decisions]
+            dense = [decision.pattern is None and not decision.parts for decision in decisions]
             self.weights.show(model, frozenset(p.layer.name for p in self.planned if dense[p.slot]))
         keep_decisions(model, self.slots)
 
@@ -172,19 +179,23 @@ class ModelPatch:
         self,
         slot: Slot,
         layout: TokenLayout | None,
-        steps: str,
+        case: Case,
         device: torch.device,
         reading: Reading,
         trouble: str,
     ) -> Decision:
         def dense(reason: str, fallback: bool = False) -> Decision:
-            return Decision(layout, None, 1.0, steps, "", reason, fallback, reading.note)
+            return Decision(layout, None, 1.0, case.steps, "", reason, fallback, reading.note)
 
-        rule = slot.spec.rule
-        if rule.dense:
+        if case.trouble:
+            return dense(case.trouble, fallback=True)
+        rule = case.stage.rule if case.stage is not None else None
+        if rule is not None and rule.dense:
             return dense(rule.dense)
-        if steps not in (ALL, MIDDLE):
-            return dense(f"{'dense_steps' if steps == 'first' else 'dense_last_steps'}")
+        if case.kind not in (ALL, MIDDLE):
+            return dense(f"{'dense_steps' if case.kind == 'first' else 'dense_last_steps'}")
+        if rule is None:
+            return dense("no stage for this part of the run")
         if layout is None:
             return dense(trouble or "the grid is not known", fallback=True)
         auto = self.settings.min_tokens == "auto"
@@ -204,7 +215,7 @@ class ModelPatch:
             layout,
             pattern,
             pattern.density(layout),
-            steps,
+            case.steps,
             backend,
             note=reading.note,
             mask_reason=reading.mask_reason,
@@ -215,10 +226,19 @@ class ModelPatch:
 
     def _be_strict(self, decisions: list[Decision]) -> None:
         for slot, decision in zip(self.slots, decisions, strict=True):
-            if slot.spec.strict and decision.fallback:
-                for other in self.slots:
-                    other.decision = other.text_valid = None
-                raise RuntimeError(f"vidattn: layers would run dense although strict=True: {decision.reason}")
+            for part in decision.each():
+                if slot.spec.strict and part.fallback:
+                    for other in self.slots:
+                        other.decision = other.text_valid = None
+                    raise RuntimeError(f"vidattn: layers would run dense although strict=True: {part.reason}")
+
+
+def _together(parts: list[Decision]) -> Decision:
+    """One decision for a batch of equal pieces, which may run differently."""
+    if len(parts) == 1 or all(part.pattern is None for part in parts):
+        return parts[0]
+    shared = tuple(replace(part, share=1 / len(parts)) for part in parts)
+    return Decision(shared[0].layout, None, 1.0, shared[0].steps, parts=shared)
 
 
 def _text_side(layout: TokenLayout) -> str:

@@ -17,7 +17,7 @@ from vidattn.layout import TokenLayout
 from vidattn.patterns import Pattern
 
 if TYPE_CHECKING:
-    from vidattn.patches.presets import Rule
+    from vidattn.patches.schedule import Stage
     from vidattn.patches.substitutes import Substitute
 
 SLOT = "_vidattn_slot"
@@ -36,7 +36,8 @@ class Decision:
     read ``extent``, an empty tensor of the grid's shape, and ``text``, the side on which text stands
     ("before", "after", "both" or ""), instead of numbers: numbers would be constants to them, and every size
     a new graph. The layout has no ``text_valid``: one decision serves prompts of all lengths. ``trimmed`` as
-    in a family's reading.
+    in a family's reading. Where items of a batch run differently, ``parts`` has a decision for each of its
+    equal pieces, and the rest means nothing; ``share`` is a part's of the batch.
     """
 
     layout: TokenLayout | None
@@ -51,17 +52,26 @@ class Decision:
     text: str = ""
     trimmed: bool = False
     extent: Tensor | None = None
+    parts: tuple[Decision, ...] = ()
+    share: float = 1.0
+
+    def each(self) -> tuple[Decision, ...]:
+        """The parts, or the decision itself."""
+        return self.parts or (self,)
 
 
 @dataclass(frozen=True)
 class SlotSpec:
-    """What is fixed when a model is patched: whence the pattern, for which layers, and who computes it."""
+    """What is fixed when a model is patched: whence the pattern, for which layers, and who computes it.
 
-    rule: Rule
+    The first of the ``stages`` that holds counts; where none does, the layers are dense.
+    """
+
+    stages: tuple[Stage, ...]
     group: Any
     backend: str
     strict: bool
-    trained: bool = False  # weights for this rule came with the patch
+    trained: bool = False  # weights came with the patch
 
 
 class Slot(threading.local):

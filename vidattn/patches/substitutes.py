@@ -30,6 +30,8 @@ class Substitute:
     name: ClassVar[str]
     families: ClassVar[tuple[str, ...]] = ()
     """Names of the families that it is for; () for all."""
+    whole: ClassVar[bool] = False
+    """It replaces a layer from its input to its output, not only what is done with q, k and v."""
 
     def to_text(self) -> str:
         """As a pattern's text form, with the options that differ from the defaults."""
@@ -70,6 +72,7 @@ class LinFusion(Substitute):
 
     name = "linfusion"
     families = ("unet",)
+    whole = True
     mid_dim: int | None = None
 
     def make(self, layer: Layer, model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
@@ -189,7 +192,10 @@ def whole_layer(processor: Any, attn: Any, slot: Slot, args: tuple, kwargs: dict
             that mean nothing to softmax attention.
     """
     mixer, decision = getattr(attn, MIXER, None), slot.decision
-    if mixer is None or decision is None or not isinstance(decision.pattern, Substitute):
+    if mixer is None or decision is None:
+        return None
+    pattern = decision.pattern
+    if not isinstance(pattern, Substitute) or not pattern.whole:
         return None
     hidden = args[0] if args else kwargs.get("hidden_states")
     others = [*args[1:3], kwargs.get("encoder_hidden_states"), kwargs.get("attention_mask")]
@@ -198,9 +204,9 @@ def whole_layer(processor: Any, attn: Any, slot: Slot, args: tuple, kwargs: dict
         reason = f"{type(processor).__name__} computes attention in its own way"
     elif not isinstance(hidden, Tensor) or hidden.ndim != 3 or any(o is not None for o in others):
         reason = "the call is no plain self-attention: it has a mask or other keys"
-    out = None if reason else decision.pattern.layer_output(mixer, attn, hidden)
+    out = None if reason else pattern.layer_output(mixer, attn, hidden)
     if reason and (slot.spec.strict or slot.spec.trained):
-        raise RuntimeError(f"vidattn: {decision.pattern.name} cannot run in a layer: {reason}")
+        raise RuntimeError(f"vidattn: {pattern.name} cannot run in a layer: {reason}")
     if not torch.compiler.is_compiling() and (reason or out is not None):
         CURRENT.reached = True
         if CURRENT.layer is not None:

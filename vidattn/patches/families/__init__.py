@@ -38,6 +38,11 @@ Arguments = Mapping[str, Any]
 """Arguments of a model's forward by name."""
 
 
+UNCONDITIONAL_FIRST = ("unconditional", "conditional")
+CONDITIONAL_FIRST = ("conditional", "unconditional")
+"""Orders of guidance branches in a batch."""
+
+
 class GridUnreadable(Exception):
     """The grid cannot be told from the arguments of this forward; the text says why."""
 
@@ -83,6 +88,8 @@ class Family:
         timestep: the name of the forward's timestep argument.
         timestep_scale: the scheduler's timestep is the forward's times this ...
         timestep_offset: ... plus this.
+        guidance: the branches of classifier-free guidance in a batch, in the order in which pipelines stack
+            them; () where pipelines call the model once for each, the conditional branch first.
     """
 
     name: str
@@ -94,6 +101,7 @@ class Family:
     timestep: str = "timestep"
     timestep_scale: float = 1.0
     timestep_offset: float = 0.0
+    guidance: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=1)

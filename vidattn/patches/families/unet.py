@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vidattn.layout import TokenLayout
-from vidattn.patches.families import Arguments, Family, GridUnreadable, Layer, Reading
+from vidattn.patches.families import UNCONDITIONAL_FIRST, Arguments, Family, GridUnreadable, Layer, Reading
 
 
 def _halvings(model: Any) -> list[int]:
@@ -65,4 +65,12 @@ def _native(model: nn.Module, group: Hashable) -> tuple[int, int]:
     return _size(height, width, group)  # type: ignore[arg-type]
 
 
-FAMILY = Family("unet", ("UNet2DConditionModel", "ControlNetModel"), "image", _layers, _read, _native)
+FAMILY = Family(
+    "unet",
+    ("UNet2DConditionModel", "ControlNetModel"),
+    "image",
+    _layers,
+    _read,
+    _native,
+    guidance=UNCONDITIONAL_FIRST,
+)

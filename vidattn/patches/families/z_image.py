@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vidattn.layout import TokenLayout
-from vidattn.patches.families import Arguments, Family, GridUnreadable, Layer, Reading
+from vidattn.patches.families import CONDITIONAL_FIRST, Arguments, Family, GridUnreadable, Layer, Reading
 from vidattn.patches.families._image import native_of
 
 _MULTIPLE = 32
@@ -58,4 +58,5 @@ FAMILY = Family(
     timestep="t",
     timestep_scale=-1000.0,  # 1 - t / 1000
     timestep_offset=1000.0,
+    guidance=CONDITIONAL_FIRST,
 )
