@@ -42,11 +42,13 @@ class Student(nn.Module):
         self.config, self.pipe = config, pipe
         self._grads = {p: p.requires_grad for p in model.parameters()}
         options = {"min_tokens": 0, "weights": config.initial, **config.patch}
+        self.weights: Trainable | None = None
+        self._recorder: Recorder | None = None
         self._handle = patch(pipe, config.pattern, **options)
         try:
             self._build(model)
         except BaseException:
-            self._handle.unpatch()
+            self.close()
             raise
 
     def _build(self, model: nn.Module) -> None:
@@ -63,7 +65,6 @@ class Student(nn.Module):
         dtype = torch.float32 if config.precision == "bf16" else weights[0].dtype
         mixers = nn.ModuleDict({n.replace(".", "|"): m for n, (_, m) in found.mixers.layers.items()})
         self.mixers = mixers.to(dtype).requires_grad_(True)
-        self.weights: Trainable | None = None
         if config.train != "modules":
             self.weights = (LowRank if config.train == "lora" else Exchanged)(
                 model, layers, config.rank, dtype
@@ -135,12 +136,17 @@ class Student(nn.Module):
         return total, {"loss": total.detach()} | {name: part.detach() for name, part in parts.items()}
 
     def _predict(self, arguments: Arguments) -> Tensor:
-        return self.model(**arguments, return_dict=False)[0]
+        with self._mixed():
+            return self.model(**arguments, return_dict=False)[0]
+
+    def _mixed(self) -> torch.autocast:
+        kind = next(self.model.parameters()).device.type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def _transfer(self, arguments: Arguments, calls: dict[str, Any], theirs: dict[str, Tensor]) -> Tensor:
         """Each layer alone, on what the teacher's layer was given."""
         self.patch.prepare(self.model, arguments)
-        with self._recorder.recording() as ours:
+        with self._mixed(), self._recorder.recording() as ours:
             for name in self._attention:
                 args, kwargs = calls[name]
                 self._layers[name](*args, **kwargs)
@@ -149,7 +155,8 @@ class Student(nn.Module):
     # ------------------------------------------------------------------ the end
     def close(self) -> None:
         """Leave the pipeline as it was before."""
-        self._recorder.close()
+        if self._recorder is not None:
+            self._recorder.close()
         if self.weights is not None:
             self.weights.remove()
         self._handle.unpatch()

@@ -68,7 +68,7 @@ def distill(pipe: Any, config: Distillation) -> Distilled:
     """
     from accelerate import Accelerator
 
-    accelerator = Accelerator(mixed_precision=config.precision)
+    accelerator = Accelerator()
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     task = task_of(pipe, config)

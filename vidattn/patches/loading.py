@@ -103,7 +103,10 @@ def load(target: Target, found: Found, weights: Any) -> Loaded:
         kinds = ", ".join(names)
         note = f"{kinds}: no weights were given; the layers start from the model's own and need distillation"
         return Loaded(mixers, None, note if names else "")
-    needed = [f"{layer}.{n}" for layer in made for n in _PUBLISHED] if file.numbered else []
+    # in the identity form there are no networks whose presence shows what the file is
+    bare = "linfusion" in names and not any(".to_q_." in key for key in file.tensors)
+    needed = [f"{layer}.{n}" for layer in made for n in _PUBLISHED[: None if file.numbered else -1]]
+    needed = needed if file.numbered or bare else []
     return Loaded(mixers, fit(file, target.model, mixers.named_parameters(), needed))
 
 
