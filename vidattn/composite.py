@@ -20,7 +20,7 @@ from vidattn.layout import Grid, TokenLayout
 from vidattn.list_ops import block_attention
 from vidattn.lists import BlockLists
 from vidattn.ops import attention_op
-from vidattn.patterns import Disc, Hierarchical, Pattern, Segments
+from vidattn.patterns import Disc, Full, Hierarchical, Pattern, Segments
 from vidattn.patterns.boxes import box_means
 from vidattn.patterns.dynamic import DynamicPattern
 
@@ -86,7 +86,7 @@ def _dynamic(
     pattern: Any = problem.pattern
     layout = problem.layout
     if pattern.covers(layout.grid):
-        return None
+        return compute(replace(problem, pattern=Full()), query, key, value, return_lse, backend)
     scale = problem.scale if problem.head_scale is None else problem.scale * problem.head_scale
     choice = pattern.choose(query, key, value, layout, scale, problem.text_valid)
     if check_backend(backend) == "dense":

@@ -13,9 +13,9 @@ from vidattn.patterns.base import Coordinates, GridPattern, split_box, tile_boun
 from vidattn.plan import KeyBox, Plan, Tile
 
 
-def _band_pairs(total: int, width: int) -> int:
+def band_pairs(total: int, width: int) -> int:
     """Pairs (i, j) of ``total`` places with |i - j| <= width."""
-    width = min(width, total - 1)
+    width = max(0, min(width, total - 1))
     return total + 2 * (width * total - width * (width + 1) // 2)
 
 
@@ -60,7 +60,7 @@ class _Band(GridPattern):
 
     def grid_pairs(self, grid: Grid) -> int:
         total, width = math.prod(grid), self.half_width(grid)
-        pairs = _band_pairs(total, width)
+        pairs = band_pairs(total, width)
         if not self.sink:
             return pairs
         # the sink adds, for each key of frame 0, the queries beyond the band
