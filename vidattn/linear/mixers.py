@@ -114,8 +114,7 @@ class HybridLinearAttention(nn.Module):
 
     def _far(self, query: Tensor, key: Tensor, value: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
         """Sums over T of phi(q_i).phi(k_j) v_j, (B, N, H, D), and without v, (B, N, H, 1)."""
-        size = self.pattern.size
-        box = (size[0], size[1], size[2])
+        box = self.pattern.group_size(layout.grid)
         tokens, real = box_tokens(layout.grid, box, query.device)
         q, k = self.feature_map_q(query), self.feature_map_k(key)
         ones = value.new_ones(*value.shape[:-1], 1)
@@ -126,8 +125,9 @@ class HybridLinearAttention(nn.Module):
         counts = [-(-n // b) for n, b in zip(layout.grid, box, strict=True)]
         far = states.sum(1, keepdim=True) - _sum_near(states, counts, self.pattern.reach)
         out = torch.einsum("bnthf,bnhfd->bnthd", boxed[0], far)
-        flat = q.new_zeros(*q.shape[:3], v.shape[-1])
-        flat = flat.index_copy(1, tokens[real], out[:, real])
+        # where each token stands among the boxes; places behind the grid's end sort last
+        order = torch.where(real, tokens, layout.grid_tokens).flatten().argsort()[: layout.grid_tokens]
+        flat = out.flatten(1, 2).index_select(1, order)
         return flat[..., :-1], flat[..., -1:].clamp(min=0)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from vidattn.patches.extrapolation import rope_base
 from vidattn.patches.loading import is_controlnet, load, without_controlnets
 from vidattn.patches.model_patch import ModelPatch, patch_of, share_slots
 from vidattn.patches.reporting import Report, report
@@ -143,6 +144,7 @@ def _prepare(targets: list[Target], settings: Settings, pipe: Any) -> list[Model
         own_clock = clock if pipe is not None else StepClock(None, settings.dense_steps, 0)
         patch = ModelPatch(target.component, target.family, layers, slots, own_clock, settings)
         patch.weights, patch.mixers, patch.note = loaded.weights, loaded.mixers, loaded.note
+        patch.rope = rope_base(target.model, [stage for _, each in found for stage in each])
         made.append(patch)
     return made
 

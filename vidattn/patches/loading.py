@@ -11,7 +11,8 @@ from torch import nn
 from vidattn.patches.families import Layer
 from vidattn.patches.presets import Rule
 from vidattn.patches.schedule import Stage
-from vidattn.patches.substitutes import SUBSTITUTES, Mixers, Substitute, check_family
+from vidattn.patches.substitute_kinds import check_family
+from vidattn.patches.substitutes import Mixers, Substitute
 from vidattn.patches.targets import Target
 from vidattn.patches.weight_files import WeightsFile, fit, read_file
 from vidattn.patches.weights import SwappedWeights
@@ -64,10 +65,11 @@ def without_controlnets(
 
 
 def _checked(stage: Stage, target: Target, controlnet: bool) -> Stage:
-    name = stage.rule.preset
-    if stage.rule.dense or name not in SUBSTITUTES:
+    found = _of(stage.rule)
+    if found is None:
         return stage
-    check_family(name, target.family)
+    name = found.name
+    check_family(found, target.family)
     if stage.branch:
         raise ValueError(f"branch={stage.branch!r}: preset {name!r} runs in both branches of guidance")
     if controlnet:
@@ -97,7 +99,8 @@ def load(target: Target, found: Found, weights: Any) -> Loaded:
         if substitute is not None:
             shapes = file.shapes_of(layer.name) if file is not None else {}
             made[layer.name] = (layer.module, substitute.make(layer, target.model, shapes))
-            names[substitute.name] = None
+            if substitute.needs_training:
+                names[substitute.name] = None
     mixers = Mixers(made)
     if file is None:
         kinds = ", ".join(names)
@@ -112,12 +115,16 @@ def load(target: Target, found: Found, weights: Any) -> Loaded:
 
 def _substitute(layer: Layer, stages: tuple[Stage, ...]) -> Substitute | None:
     """The one substitute of a layer, or None."""
-    rules = {s.rule for s in stages if not s.rule.dense and s.rule.preset in SUBSTITUTES}
-    if len(rules) > 1:
-        raise ValueError(
-            f"{layer.name} has stages with more than one of {', '.join(sorted(map(str, rules)))}"
-        )
-    found = next((rule.resolve((1, 1, 1)) for rule in rules), None)
+    found = {kind for stage in stages if (kind := _of(stage.rule)) is not None}
+    if len(found) > 1:
+        texts = sorted(kind.to_text() for kind in found)
+        raise ValueError(f"{layer.name} has stages with more than one of {', '.join(texts)}")
+    return next(iter(found), None)
+
+
+def _of(rule: Rule) -> Substitute | None:
+    """The substitute that a rule stands for, or None."""
+    found = None if rule.dense else rule.resolve((1, 64, 64))
     return found if isinstance(found, Substitute) else None
 
 

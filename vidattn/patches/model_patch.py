@@ -17,6 +17,7 @@ from vidattn.backends.pays import why_dense
 from vidattn.layout import TokenLayout
 from vidattn.patches import routes
 from vidattn.patches.checkpointing import keep_decisions, release_decisions
+from vidattn.patches.extrapolation import RopeBase, scale_factor
 from vidattn.patches.families import Arguments, Family, GridUnreadable, Layer, Reading
 from vidattn.patches.guidance import BranchReader
 from vidattn.patches.log import LayerLog, RunLog
@@ -69,6 +70,7 @@ class ModelPatch:
         self.log = RunLog()
         self.weights: SwappedWeights | None = None
         self.mixers = Mixers({})
+        self.rope = RopeBase(None, 1.0)
         self.note = ""
         self.paused = False  # as if not patched: what distillation's teacher is
         self._branches = BranchReader(family.guidance)
@@ -119,6 +121,7 @@ class ModelPatch:
                     del model._forward_pre_hooks[number]
                     model._forward_pre_hooks_with_kwargs.pop(number, None)
             self.mixers.detach()
+            self.rope.set(False)
             release_decisions(model)
             model.__dict__.pop(PATCH, None)
             if self.weights is not None:
@@ -137,6 +140,7 @@ class ModelPatch:
         if self.paused:
             for slot in self.slots:
                 slot.decision = slot.text_valid = None
+            self.rope.set(False)
             return
         for planned in self.planned:
             routes.cover(planned.layer.module.processor)
@@ -164,6 +168,7 @@ class ModelPatch:
         self.log.forward(self.clock.run, decisions)
         self._be_strict(decisions)
         self.mixers.place(device)
+        self.rope.set(any(part.pattern is not None for d in decisions for part in d.each()))
         if self.weights is not None:
             dense = [decision.pattern is None and not decision.parts for decision in decisions]
             self.weights.show(model, frozenset(p.layer.name for p in self.planned if dense[p.slot]))
@@ -206,7 +211,7 @@ class ModelPatch:
         if isinstance(pattern, Full):
             return dense("the pattern is full")
         if isinstance(pattern, Substitute):
-            backend = "linear"
+            backend = pattern.backend
         elif auto and (reason := why_dense(pattern, layout, device)):
             return dense(reason, fallback=True)
         else:
@@ -222,6 +227,7 @@ class ModelPatch:
             text=_text_side(layout),
             trimmed=reading.trimmed,
             extent=torch.empty(layout.grid, dtype=torch.bool, device=device),
+            factor=scale_factor(rule, layout),
         )
 
     def _be_strict(self, decisions: list[Decision]) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from vidattn.attention import attention
 from vidattn.patches.calls import autocast, layout_of_call, pieces, refusal
 from vidattn.patches.slots import CURRENT, LAYER, SLOT, Decision, Slot
-from vidattn.patches.substitutes import Substitute, whole_layer
+from vidattn.patches.substitutes import Substitute, refuse_if_trained, run_layer
 
 _DISPATCH = "dispatch_attention_fn"
 _rebound: list[
@@ -103,9 +103,14 @@ def _sparse(
     if reason:
         if slot.spec.strict:
             raise RuntimeError(f"vidattn: a layer would run dense although strict=True: {reason}")
+        refuse_if_trained(slot, decision.pattern, reason)
         return None
     query, key, value = autocast(query, key, value)
+    if decision.factor != 1.0:
+        scale = (query.shape[-1] ** -0.5 if scale is None else scale) * decision.factor
     backend = slot.spec.backend
+    if isinstance(decision.pattern, Substitute):
+        return decision.pattern.attend(query, key, value, layout, scale, decision.text, backend)
     result = attention(query, key, value, decision.pattern, layout, scale=scale, backend=backend)
     return cast(Tensor, result)
 
@@ -220,8 +225,7 @@ def _shim(original: Callable) -> Callable:
         outer = CURRENT.slot
         CURRENT.slot = slot
         try:
-            whole = whole_layer(self, attn, slot, args, kwargs)
-            return original(self, attn, *args, **kwargs) if whole is None else whole
+            return run_layer(original, self, attn, slot, args, kwargs)
         finally:
             CURRENT.slot = outer
 
@@ -238,9 +242,7 @@ def _watched(
     outer = CURRENT.slot, CURRENT.layer, CURRENT.reached, CURRENT.missed
     CURRENT.slot, CURRENT.layer, CURRENT.reached, CURRENT.missed = slot, layer, False, ""
     try:
-        result = whole_layer(processor, attn, slot, args, kwargs)
-        if result is None:
-            result = original(processor, attn, *args, **kwargs)
+        result = run_layer(original, processor, attn, slot, args, kwargs)
         if not CURRENT.reached and slot.decision is not None and layer is not None:
             layer.bypassed(slot, slot.decision, CURRENT.missed or bypass_reason(processor))
         return result

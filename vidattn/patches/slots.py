@@ -37,7 +37,8 @@ class Decision:
     ("before", "after", "both" or ""), instead of numbers: numbers would be constants to them, and every size
     a new graph. The layout has no ``text_valid``: one decision serves prompts of all lengths. ``trimmed`` as
     in a family's reading. Where items of a batch run differently, ``parts`` has a decision for each of its
-    equal pieces, and the rest means nothing; ``share`` is a part's of the batch.
+    equal pieces, and the rest means nothing; ``share`` is a part's of the batch. ``factor`` is one more of
+    the scores' scale.
     """
 
     layout: TokenLayout | None
@@ -54,6 +55,7 @@ class Decision:
     extent: Tensor | None = None
     parts: tuple[Decision, ...] = ()
     share: float = 1.0
+    factor: float = 1.0
 
     def each(self) -> tuple[Decision, ...]:
         """The parts, or the decision itself."""
@@ -99,6 +101,8 @@ class Current(threading.local):
         self.layer: Any = None  # LayerLog, outside compiled graphs
         self.reached = False  # whether the layer called attention on its grid
         self.missed = ""  # why a call of the layer was none on its grid
+        self.mixer: Any = None  # modules of the layer's substitute
+        self.inputs: tuple[Any, Any] = (None, None)  # what the layer was given: hidden states, and text apart
 
 
 CURRENT = Current()

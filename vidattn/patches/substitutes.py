@@ -8,16 +8,16 @@ change. Projections stay the model's own, so that LoRA, quantization and offload
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vidattn.layout import TokenLayout
-from vidattn.linear.linfusion import LinFusionBranch
-from vidattn.patches.families import Family, Layer
+from vidattn.patches.families import Layer
 from vidattn.patches.slots import CURRENT, Slot
+from vidattn.patterns.base import value_text
 
 MIXER = "_vidattn_mixer"
 """Attribute of a patched attention module: the modules of its substitute."""
@@ -32,11 +32,15 @@ class Substitute:
     """Names of the families that it is for; () for all."""
     whole: ClassVar[bool] = False
     """It replaces a layer from its input to its output, not only what is done with q, k and v."""
+    backend: ClassVar[str] = "module"
+    """As the report has it."""
+    needs_training: ClassVar[bool] = True
+    """Without trained weights it is not what the model had."""
 
     def to_text(self) -> str:
         """As a pattern's text form, with the options that differ from the defaults."""
         values = [(f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self)]
-        given = ",".join(f"{name}={value}" for name, value, default in values if value != default)
+        given = ",".join(f"{name}={value_text(value)}" for name, value, default in values if value != default)
         return f"{self.name}:{given}" if given else self.name
 
     def density(self, layout: TokenLayout) -> float:
@@ -56,68 +60,24 @@ class Substitute:
         """
         raise NotImplementedError
 
-    def layer_output(self, mixer: nn.Module, attn: Any, hidden_states: Tensor) -> Tensor | None:
-        """The output of a whole attention layer, or None if the substitute works on q, k and v."""
-        return None
+    def layer_output(self, mixer: Any, attn: Any, hidden_states: Tensor) -> Tensor:
+        """The output of a whole attention layer, for kinds that are ``whole``."""
+        raise NotImplementedError
 
-
-@dataclasses.dataclass(frozen=True)
-class LinFusion(Substitute):
-    """LinFusion (arXiv 2409.02097) in the self-attention of Stable Diffusion's UNets.
-
-    Args:
-        mid_dim: width of its networks; None for the published one (the layer's, a 16th of it in SDXL, or what
-            the weights have), -1 for the identity form.
-    """
-
-    name = "linfusion"
-    families = ("unet",)
-    whole = True
-    mid_dim: int | None = None
-
-    def make(self, layer: Layer, model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
-        attn: Any = layer.module
-        if attn.to_q.bias is not None or attn.norm_q is not None or attn.norm_cross:
-            raise ValueError(f"{layer.name} is no layer for LinFusion: it has norms or biases at q and k")
-        dim = attn.to_q.in_features
-        mid_dim = self.mid_dim
-        if mid_dim is None and shapes:
-            mid_dim = shapes["to_q_.0.weight"][0] if "to_q_.0.weight" in shapes else -1
-        elif mid_dim is None and getattr(model.config, "addition_embed_type", None) == "text_time":
-            mid_dim = max(1, dim // 16)
-        made = LinFusionBranch(dim, mid_dim)
-        made.zero_()
-        return made
-
-    def layer_output(self, mixer: nn.Module, attn: Any, hidden_states: Tensor) -> Tensor | None:
-        out = mixer.attend(hidden_states, attn.to_q, attn.to_k, attn.to_v, attn.heads)  # type: ignore[operator]
-        return attn.to_out[1](attn.to_out[0](out))
-
-
-SUBSTITUTES: dict[str, type[Substitute]] = {cls.name: cls for cls in (LinFusion,)}
-
-
-def read_value(text: str) -> Any:
-    """An option's value as a preset's text form writes it: none, a number, or a word."""
-    if text.lower() == "none":
-        return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def check_family(name: str, family: Family) -> None:
-    """Refuse a family that the substitute is not for.
-
-    Raises:
-        ValueError: naming both.
-    """
-    allowed = SUBSTITUTES[name].families
-    if allowed and family.name not in allowed:
-        raise ValueError(f"preset {name!r} is for {', '.join(allowed)} models, not for {family.name}")
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layout: TokenLayout,
+        scale: float | None,
+        text: str,
+        backend: str,
+    ) -> Tensor:
+        """What is done with q, k and v, (B, S, H, D), for kinds that are not ``whole``, by the modules of the
+        layer that is running. ``text`` is the side on which text stands.
+        """
+        return CURRENT.mixer(query, key, value, layout, scale)
 
 
 # ------------------------------------------------------------------ the modules of one model
@@ -184,7 +144,37 @@ _PLAIN = frozenset(
 )
 
 
-def whole_layer(processor: Any, attn: Any, slot: Slot, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
+def run_layer(
+    original: Callable, processor: Any, attn: Any, slot: Slot, args: tuple, kwargs: dict[str, Any]
+) -> Any:
+    """The processor's call, or what replaces it, with the layer's modules and inputs at hand."""
+    mixer = getattr(attn, MIXER, None)
+    if mixer is None:
+        return original(processor, attn, *args, **kwargs)
+    whole = _whole_layer(processor, attn, slot, args, kwargs)
+    if whole is not None:
+        return whole
+    outer = CURRENT.mixer, CURRENT.inputs
+    hidden = args[0] if args else kwargs.get("hidden_states")
+    CURRENT.mixer = mixer
+    CURRENT.inputs = hidden, args[1] if len(args) > 1 else kwargs.get("encoder_hidden_states")
+    try:
+        return original(processor, attn, *args, **kwargs)
+    finally:
+        CURRENT.mixer, CURRENT.inputs = outer
+
+
+def refuse_if_trained(slot: Slot, pattern: Any, reason: str) -> None:
+    """Dense attention is no fallback for a substitute's trained weights.
+
+    Raises:
+        RuntimeError: the layer has such weights.
+    """
+    if slot.spec.trained and isinstance(pattern, Substitute):
+        raise RuntimeError(f"vidattn: {pattern.name} cannot run in a layer: {reason}")
+
+
+def _whole_layer(processor: Any, attn: Any, slot: Slot, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
     """The output of a layer whose substitute replaces all of it, or None when the processor shall run.
 
     Raises:
@@ -205,8 +195,10 @@ def whole_layer(processor: Any, attn: Any, slot: Slot, args: tuple, kwargs: dict
     elif not isinstance(hidden, Tensor) or hidden.ndim != 3 or any(o is not None for o in others):
         reason = "the call is no plain self-attention: it has a mask or other keys"
     out = None if reason else pattern.layer_output(mixer, attn, hidden)
-    if reason and (slot.spec.strict or slot.spec.trained):
+    if reason and slot.spec.strict:
         raise RuntimeError(f"vidattn: {pattern.name} cannot run in a layer: {reason}")
+    if reason:
+        refuse_if_trained(slot, pattern, reason)
     if not torch.compiler.is_compiling() and (reason or out is not None):
         CURRENT.reached = True
         if CURRENT.layer is not None:
