@@ -1,4 +1,4 @@
-"""Adapters of the demo pipelines: captions to distil with, and how much of the quality an adapter brings back.
+"""Adapters of the demo pipelines: captions to distil with, and how much quality an adapter brings back.
 
 The captions need no sprites: a pipeline that is its own teacher makes its own pictures.
 """
@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import vidattn
@@ -67,8 +69,22 @@ def measure(pipe: Any, recipe: Path, texts: list[str], call: dict[str, Any], see
     return found
 
 
+def ship(run: Path, out: Path, figures: Path) -> None:
+    """Copy what a run made: weights in float16, the recipe, and how it was made and what it reached."""
+    out.mkdir(parents=True, exist_ok=True)
+    with safe_open(str(run / "checkpoint.safetensors"), "pt") as opened:
+        settings = json.loads(opened.metadata()["settings"])
+    tensors = {name: tensor.half() for name, tensor in load_file(run / "adapter.safetensors").items()}
+    save_file(tensors, out / "adapter.safetensors")
+    (out / "recipe.json").write_text((run / "recipe.json").read_text(encoding="utf-8"), encoding="utf-8")
+    settings["prompts"] = f"{len(settings['prompts'])} captions of `demos.training.adapters prompts`"
+    about = {"settings": settings, "measured": json.loads(figures.read_text(encoding="utf-8"))}
+    (out / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
 def main(argv: list[str] | None = None) -> None:
-    """``prompts`` writes a file of captions; ``measure`` prints an adapter's figures as JSON."""
+    """``prompts`` writes a file of captions, ``measure`` prints an adapter's figures as JSON, and ``ship`` makes
+    the folder of an adapter in the repository."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -81,11 +97,17 @@ def main(argv: list[str] | None = None) -> None:
     compare.add_argument("--size", type=int, default=128, help="pixels")
     compare.add_argument("--steps", type=int, default=10, help="of denoising")
     compare.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    copy = commands.add_parser("ship", help="the folder of an adapter in the repository")
+    copy.add_argument("--run", type=Path, required=True, help="folder of vidattn distill")
+    copy.add_argument("--figures", type=Path, required=True, help="what measure printed")
+    copy.add_argument("--out", type=Path, required=True)
     for command in (write, compare):
         command.add_argument("--count", type=int, default=16)
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--unseen", action="store_true", help="only pairs that were never trained on")
     args = parser.parse_args(argv)
+    if args.command == "ship":
+        return ship(args.run, args.out, args.figures)
     texts = captions(args.count, args.seed, args.unseen)
     if args.command == "prompts":
         args.out.write_text("\n".join(texts) + "\n", encoding="utf-8")
