@@ -83,8 +83,8 @@ def ship(run: Path, out: Path, figures: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """``prompts`` writes a file of captions, ``measure`` prints an adapter's figures as JSON, and ``ship`` makes
-    the folder of an adapter in the repository."""
+    """``prompts`` writes captions, ``measure`` prints an adapter's figures, and ``ship`` makes its folder in the
+    repository."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

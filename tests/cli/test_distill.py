@@ -45,8 +45,8 @@ def test_distil_go_on_and_generate(vidattn_command, tiny_flux, prompts, tmp_path
     assert recipe == {"pattern": "clear:radius=2", "weights": "adapter.safetensors", "dense_layers": [0]}
     assert vidattn_command(*words)[0] == 0  # finished already
     status, printed, errors = vidattn_command(
-        "generate", "--model", tiny_flux, "--prompt", "a dog", "--pattern", run / "recipe.json", "--size", "32x48",
-        "--steps", 1, "--min-tokens", 0, "--device", "cpu", "--output", tmp_path / "a.png",
+        "generate", "--model", tiny_flux, "--prompt", "a dog", "--pattern", run / "recipe.json",
+        "--size", "32x48", "--steps", 1, "--min-tokens", 0, "--device", "cpu", "--output", tmp_path / "a.png",
     )  # fmt: skip
     assert status == 0, errors
     assert "disc:radius=2" in printed

@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file, replaced in one move, so that a kill at any time leaves a whole one.
 
-Randomness and the place in the data follow from the step's number and the seed, so the step is all there is to
-save of them.
+Randomness and the place in the data follow from the step's number and the seed, so the step is all there is
+to save of them.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ class Distillation:
 
     Args:
         pattern: what the student's attention follows, as ``vidattn.patch`` takes it.
-        output: folder of the run: cached data, checkpoint, log, pictures, and in the end ``adapter.safetensors``
-            and ``recipe.json``.
+        output: folder of the run: cached data, checkpoint, log, pictures, and in the end
+            ``adapter.safetensors`` and ``recipe.json``.
         patch: further arguments of ``vidattn.patch``, as ``radius`` or ``dense_layers``.
         prompts: prompts for which the teacher makes the training pictures; or captions' file, one a line.
         images: folder of pictures instead, each with a caption in a .txt beside it or in ``metadata.jsonl``
@@ -33,8 +33,8 @@ class Distillation:
             ``num_inference_steps`` or ``max_sequence_length``.
         train: "attention": the projections q, k, v and out of the layers that are replaced, all of them (of
             FLUX's double blocks those of the picture, as CLEAR does); "lora": low-rank additions to the same;
-            "modules": neither. Modules that the preset brings (LinFusion's networks, feature maps, gates) train
-            in every case.
+            "modules": neither. Modules that the preset brings (LinFusion's networks, feature maps, gates)
+            train in every case.
         rank: of the LoRA.
         initial: weights to start from, as ``patch(weights=)`` takes them.
         task_weight: weight of the noise or flow matching loss.

@@ -1,4 +1,4 @@
-"""Training data: latents with their conditions, one safetensors file per sample, made once and read at random.
+"""Training data: latents with their conditions, a safetensors file per sample, made once, read at random.
 
 Sample number i is the same whoever makes it and whenever: a run that was killed goes on with what is there.
 """
@@ -82,8 +82,8 @@ def prepare_samples(
     """Make the samples that are missing, each process its share, and wait for the others.
 
     Raises:
-        ValueError: the data of another run is in the folder, a picture has no caption, or the images cannot be
-            encoded for this model.
+        ValueError: the data of another run is in the folder, a picture has no caption, or the images cannot
+            be encoded for this model.
     """
     folder = Path(config.output) / "data"
     folder.mkdir(parents=True, exist_ok=True)

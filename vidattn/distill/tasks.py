@@ -1,4 +1,4 @@
-"""What differs between kinds of models: how they are conditioned, noised and called, and what they predict."""
+"""What differs between models: how they are conditioned, noised and called, and what they predict."""
 
 from __future__ import annotations
 

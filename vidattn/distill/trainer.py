@@ -51,7 +51,8 @@ def distill(pipe: Any, config: Distillation) -> Distilled:
     output folder to go on after an interruption. The pipeline is left as it was, on the device it trained on.
 
     Args:
-        pipe: a pipeline with a FLUX.1 or Wan transformer or a Stable Diffusion UNet, not patched, without LoRA.
+        pipe: a pipeline with a FLUX.1 or Wan transformer or a Stable Diffusion UNet, not patched, without
+            LoRA.
         config: all settings.
 
     Returns:

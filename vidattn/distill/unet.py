@@ -14,8 +14,8 @@ from vidattn.distill.tasks import Batch, Conditions, draw_noise
 class UNetTask:
     """The UNet of a StableDiffusionPipeline or StableDiffusionXLPipeline.
 
-    Noise is added by a DDPM scheduler with the pipeline's settings: samplers such as Euler keep the latents in
-    another scale, but the UNet sees the same.
+    Noise is added by a DDPM scheduler with the pipeline's settings: samplers such as Euler keep the latents
+    in another scale, but the UNet sees the same.
     """
 
     def __init__(self, pipe: Any, config: Distillation) -> None:

@@ -29,8 +29,8 @@ class FeatureMap(nn.Module):
         num_heads: H.
         head_dim: D.
         feature_dim: F; D when None.
-        init: "identity" (needs F = D), for which phi starts out spiky as softmax is, or "kaiming", as LoLCATs'
-            configurations have it.
+        init: "identity" (needs F = D), for which phi starts out spiky as softmax is, or "kaiming", as
+            LoLCATs' configurations have it.
 
     Raises:
         ValueError: another kind or init, or sizes that do not fit.

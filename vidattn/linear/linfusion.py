@@ -104,7 +104,8 @@ class LinFusionAttention(LinFusionBranch):
         """Start from a softmax layer: its q, k, v and out are copied, f_q and f_k give zero.
 
         Args:
-            attn: a self-attention module of diffusers: ``to_q``, ``to_k``, ``to_v``, ``to_out[0]``, ``heads``.
+            attn: a self-attention module of diffusers, with ``to_q``, ``to_k``, ``to_v``, ``to_out[0]`` and
+                ``heads``.
             mid_dim: as in the constructor. The identity form has no branch that could give zero: its q and k
                 see 2x.
 

@@ -65,8 +65,8 @@ def patch(
             ``supported()``.
         pattern: a ``vidattn.patterns.Pattern``; its text form (``"neighborhood:window=17x17"``); a preset's
             name (``"neighborhood"``, ``"sliding"``, ``"clear"``, ``"grat-b"``, ``"grat-x"``, ``"radial"``,
-            ``"linfusion"``, ``"full"``), with defaults chosen for the model and the grid; a stage ``{"pattern":
-            ..., "steps": (start, end), "branch": "conditional" or "unconditional"}``, which counts in that
+            ``"linfusion"``, ``"linear"``, ``"lolcats"``, ``"sla"``, ``"gated"``, ``"full"``), with defaults
+            chosen for the model and the grid; a stage ``{"pattern": ..., "steps": (start, end), "branch": "conditional" or "unconditional"}``, which counts in that
             part of the run's steps (shares from 0 to 1) and in that branch of guidance, or a list of stages,
             of which the first that holds counts, and none means dense; a dictionary ``{layer name glob: any
             of these or None}``, where the first match counts and layers without one stay dense; or the path

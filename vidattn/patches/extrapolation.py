@@ -1,5 +1,5 @@
-"""CLEAR's two aids for sizes beyond the training's: a greater base of the rotary positions (NTK), and a scale of
-the scores that grows with the number of tokens (proportional attention). Both are off unless asked for.
+"""CLEAR's two aids for sizes beyond the training's: a greater base of the rotary positions (NTK), and a scale
+of the scores that grows with the number of tokens (proportional attention). Both are off unless asked for.
 """
 
 from __future__ import annotations

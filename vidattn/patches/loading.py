@@ -1,4 +1,4 @@
-"""From the rules of a model to the modules and weights that they need, checked and complete, nothing attached."""
+"""From the rules of a model to the modules and weights that they need: complete, and nothing attached yet."""
 
 from __future__ import annotations
 

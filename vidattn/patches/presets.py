@@ -212,7 +212,7 @@ def preset_text(text: str) -> tuple[str, dict[str, Any]]:
     values = {key: read_value(parts[key].partition("=")[2].strip()) for key in own}
     given = [key for key in parts if key not in own]
     if given:
-        # the pattern's own reader knows the forms of values; parameters that must be given are filled in for it
+        # the pattern's own reader knows the forms of values; what must be given is filled in for it
         filled = {k: v for k, v in preset.defaults((1, 64, 64), (64, 64)).items() if k not in given}
         fill = [f"{k}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in filled.items()]
         pattern = from_text(f"{preset.cls.name}:{','.join([*(parts[key] for key in given), *fill])}")

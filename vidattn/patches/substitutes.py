@@ -178,8 +178,8 @@ def _whole_layer(processor: Any, attn: Any, slot: Slot, args: tuple, kwargs: dic
     """The output of a layer whose substitute replaces all of it, or None when the processor shall run.
 
     Raises:
-        RuntimeError: the layer cannot run linear attention, and the patch is strict or brought trained weights
-            that mean nothing to softmax attention.
+        RuntimeError: the layer cannot run linear attention, and the patch is strict or brought trained
+            weights that mean nothing to softmax attention.
     """
     mixer, decision = getattr(attn, MIXER, None), slot.decision
     if mixer is None or decision is None:

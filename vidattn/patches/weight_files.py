@@ -2,8 +2,8 @@
 
 Three layouts are read. Names of the model's parameters, as CLEAR's and our own files have them, with the
 parameters of a substitute's modules behind their layer's name; LoRA pairs under the same names
-(``{layer}.to_q.lora_A.weight``), which are added to the model's weights; and LinFusion's published files, whose
-layers are numbers, in the order of the ``config.json`` beside the file or of the UNet's modules.
+(``{layer}.to_q.lora_A.weight``), which are added to the model's weights; and LinFusion's published files,
+whose layers are numbers, in the order of the ``config.json`` beside the file or of the UNet's modules.
 """
 
 from __future__ import annotations
@@ -168,7 +168,8 @@ def _target(
 def _check(key: str, tensor: Tensor, target: Tensor, file: str) -> None:
     if target.shape != tensor.shape:
         raise ValueError(
-            f"weights: {key!r} has shape {tuple(tensor.shape)} in {file} and {tuple(target.shape)} in the model"
+            f"weights: {key!r} has shape {tuple(tensor.shape)} in {file}"
+            f" and {tuple(target.shape)} in the model"
         )
     if target.is_meta:
         raise ValueError(
