@@ -140,7 +140,17 @@ def _settings(arguments: argparse.Namespace, defaults: dict[str, Any]) -> Any:
     validation: tuple[str, ...] = ()
     if arguments.validation_prompts is not None:
         validation = tuple(_lines("--validation-prompts", arguments.validation_prompts))
-    plain = ("output", "images", "samples", "frames", "train", "rank", "initial", "steps", "accumulation")
+    plain: tuple[str, ...] = (
+        "output",
+        "images",
+        "samples",
+        "frames",
+        "train",
+        "rank",
+        "initial",
+        "steps",
+        "accumulation",
+    )
     plain += ("learning_rate", "warmup", "ema_decay", "caption_dropout", "precision", "checkpoint_every")
     plain += ("gradient_checkpointing", "validate_every", "seed", "pattern", "task_weight", "output_weight")
     plain += ("attention_weight", "transfer_weight", "feature_weight")

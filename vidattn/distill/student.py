@@ -113,16 +113,19 @@ class Student(nn.Module):
     # ------------------------------------------------------------------ the loss
     def forward(self, arguments: Arguments, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of the losses, and each before weighting, detached."""
-        config, parts = self.config, {}
+        config, recorder = self.config, self._recorder
+        assert recorder is not None, "made in the constructor"
+        parts: dict[str, Tensor] = {}
         needs_features = config.attention_weight or config.transfer_weight or config.feature_weight
         wanted: Tensor | None = None
-        calls, theirs = {}, {}
+        calls: dict[str, Any] = {}
+        theirs: dict[str, Tensor] = {}
         if config.output_weight or needs_features:
-            with self.teacher(), torch.no_grad(), self._recorder.recording() as theirs:
+            with self.teacher(), torch.no_grad(), recorder.recording() as theirs:
                 wanted = self._predict(arguments)
-            calls = self._recorder.calls
+            calls = recorder.calls
         if config.task_weight or config.output_weight or config.attention_weight or config.feature_weight:
-            with self._recorder.recording() as ours:
+            with recorder.recording() as ours:
                 predicted = self._predict(arguments)
             parts["task"] = nn.functional.mse_loss(predicted.float(), target.float())
             if wanted is not None:
@@ -146,6 +149,7 @@ class Student(nn.Module):
     def _transfer(self, arguments: Arguments, calls: dict[str, Any], theirs: dict[str, Tensor]) -> Tensor:
         """Each layer alone, on what the teacher's layer was given."""
         self.patch.prepare(self.model, arguments)
+        assert self._recorder is not None, "made in the constructor"
         with self._mixed(), self._recorder.recording() as ours:
             for name in self._attention:
                 args, kwargs = calls[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,7 +48,7 @@ def task_of(pipe: Any, config: Distillation) -> Task:
     from vidattn.distill.unet import UNetTask
     from vidattn.distill.wan import WanTask
 
-    known = {
+    known: dict[str, Callable[[Any, Distillation], Task]] = {
         "FluxTransformer2DModel": FluxTask,
         "UNet2DConditionModel": UNetTask,
         "WanTransformer3DModel": WanTask,
@@ -57,7 +57,7 @@ def task_of(pipe: Any, config: Distillation) -> Task:
         names = {cls.__name__ for cls in type(getattr(pipe, component, None)).__mro__}
         for name, task in known.items():
             if name in names:
-                return task(pipe, config)  # type: ignore[abstract]
+                return task(pipe, config)
     raise TypeError(f"{type(pipe).__name__} cannot be distilled; models that can: {', '.join(known)}")
 
 

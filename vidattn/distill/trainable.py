@@ -110,7 +110,8 @@ class LowRank(nn.Module):
             module.lora_A["vidattn"].to(dtype)
             module.lora_B["vidattn"].to(dtype)
         for name, parameter in self.named().items():
-            self.register_parameter(name.replace(".", "|"), parameter.requires_grad_(True))
+            parameter.requires_grad_(True)
+            self.register_parameter(name.replace(".", "|"), parameter)
 
     def named(self) -> dict[str, nn.Parameter]:
         return {

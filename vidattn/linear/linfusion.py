@@ -125,13 +125,14 @@ class LinFusionAttention(LinFusionBranch):
             if name != "to_out.0" and layer.bias is not None:
                 raise ValueError(f"{name} of the layer has a bias, for which LinFusion has no place")
         made = cls(dim, attn.heads, mid_dim)
+        out: Any = made.to_out[0]
         with torch.no_grad():
-            for mine, theirs in zip([made.to_q, made.to_k, made.to_v, made.to_out[0]], layers, strict=True):
+            for mine, theirs in zip([made.to_q, made.to_k, made.to_v, out], layers, strict=True):
                 mine.weight.copy_(theirs.weight)
             if layers[-1].bias is None:
-                made.to_out[0].bias.zero_()
+                out.bias.zero_()
             else:
-                made.to_out[0].bias.copy_(layers[-1].bias)
+                out.bias.copy_(layers[-1].bias)
         made.zero_()
         return made.to(attn.to_q.weight.device, attn.to_q.weight.dtype)
 

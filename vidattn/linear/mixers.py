@@ -15,6 +15,7 @@ from vidattn.linear.feature_maps import FeatureMap
 from vidattn.linear.functional import linear_attention
 from vidattn.patterns import Full, Groups, Pattern
 from vidattn.patterns.boxes import box_tokens
+from vidattn.patterns.sizes import Size
 
 GATES = ("none", "headwise", "elementwise")
 _EPS = 1e-12
@@ -76,7 +77,7 @@ class HybridLinearAttention(nn.Module):
     Args:
         num_heads: H.
         head_dim: D.
-        size: of a group, (t, h, w).
+        size: of a group, as ``Groups`` takes it.
         reach: how many groups away are still near, on each axis.
         feature_map: kind of :class:`FeatureMap`.
         affine: see above.
@@ -86,7 +87,7 @@ class HybridLinearAttention(nn.Module):
         self,
         num_heads: int,
         head_dim: int,
-        size: tuple[int, int, int] = (1, 8, 8),
+        size: Size = (1, 8, 8),
         reach: int = 1,
         feature_map: str = "hedgehog",
         affine: bool = False,

@@ -66,13 +66,14 @@ def patch(
         pattern: a ``vidattn.patterns.Pattern``; its text form (``"neighborhood:window=17x17"``); a preset's
             name (``"neighborhood"``, ``"sliding"``, ``"clear"``, ``"grat-b"``, ``"grat-x"``, ``"radial"``,
             ``"linfusion"``, ``"linear"``, ``"lolcats"``, ``"sla"``, ``"gated"``, ``"full"``), with defaults
-            chosen for the model and the grid; a stage ``{"pattern": ..., "steps": (start, end), "branch": "conditional" or "unconditional"}``, which counts in that
-            part of the run's steps (shares from 0 to 1) and in that branch of guidance, or a list of stages,
-            of which the first that holds counts, and none means dense; a dictionary ``{layer name glob: any
-            of these or None}``, where the first match counts and layers without one stay dense; or the path
-            of a JSON recipe with arguments of this function. Stages need a pipeline.
-        weights: a .safetensors file for presets that were trained ("clear", "linfusion"): the authors' files,
-            or those of ``vidattn distill``. They are taken out by ``unpatch``, and layers that run dense run
+            chosen for the model and the grid; a stage ``{"pattern": ..., "steps": (start, end), "branch":
+            "conditional" or "unconditional"}``, which counts in that part of the run's steps (shares from 0
+            to 1) and in that branch of guidance, or a list of stages, of which the first that holds counts,
+            and none means dense; a dictionary ``{layer name glob: any of these or None}``, where the first
+            match counts and layers without one stay dense; or the path of a JSON recipe with arguments of
+            this function. Stages need a pipeline.
+        weights: a .safetensors file for presets that are trained ("clear", "linfusion", "linear", "lolcats",
+            "sla", "gated"): the authors' files, or those of ``vidattn distill``. They are taken out by ``unpatch``, and layers that run dense run
             on the model's own.
         dense_steps: how many steps at the beginning of each run stay dense. A pipeline's scheduler tells the
             position; on a model of its own a step is a change of the timestep's value, and a run begins where

@@ -232,7 +232,7 @@ def read_value(text: str) -> Any:
         return words[text.lower()]
     for read in (int, float, lambda t: tuple(int(part) for part in t.split("x"))):
         try:
-            return read(text)  # type: ignore[operator]
+            return read(text)
         except ValueError:
             continue
     return text

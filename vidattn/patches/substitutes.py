@@ -194,7 +194,9 @@ def _whole_layer(processor: Any, attn: Any, slot: Slot, args: tuple, kwargs: dic
         reason = f"{type(processor).__name__} computes attention in its own way"
     elif not isinstance(hidden, Tensor) or hidden.ndim != 3 or any(o is not None for o in others):
         reason = "the call is no plain self-attention: it has a mask or other keys"
-    out = None if reason else pattern.layer_output(mixer, attn, hidden)
+    out = None
+    if not reason and isinstance(hidden, Tensor):
+        out = pattern.layer_output(mixer, attn, hidden)
     if reason and slot.spec.strict:
         raise RuntimeError(f"vidattn: {pattern.name} cannot run in a layer: {reason}")
     if reason:
