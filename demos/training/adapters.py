@@ -59,8 +59,8 @@ def measure(pipe: Any, recipe: Path, texts: list[str], call: dict[str, Any], see
     untrained.pop("weights")
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in untrained.items()}
     found: dict[str, Any] = {"prompts": len(texts)}
-    for name, what, given in (("before", pattern, options), ("after", recipe, {"min_tokens": 0})):
-        with vidattn.patched(pipe, what, **given):
+    for name, what, given in (("before", pattern, options), ("after", recipe, {})):
+        with vidattn.patched(pipe, what, **given | {"min_tokens": 0}):  # not dense where that is as fast
             pictures = draw(pipe, texts, call, seed)
         found[name] = {
             "psnr": round(float(metrics.psnr(pictures, dense).mean()), 3),
@@ -83,7 +83,7 @@ def ship(run: Path, out: Path, figures: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """``prompts`` writes captions, ``measure`` prints an adapter's figures, and ``ship`` makes its folder in the
+    """``prompts`` writes captions, ``measure`` prints figures, and ``ship`` makes the adapter's folder in the
     repository."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -106,14 +106,13 @@ def test_trains_and_leaves_the_pipeline_as_it_was(tmp_path, name, changes):
     trained = load_file(done.weights)
     assert trained
     assert all(torch.isfinite(t).all() for t in trained.values())
-    if name != "wan":  # its preset takes no weights
-        handle = vidattn.patch(pipe, done.recipe, min_tokens=0)
-        patched = forward(name, pipe)
-        handle.unpatch()
-        untrained = vidattn.patch(pipe, PRESETS[name], min_tokens=0, **PATTERNS[name])
-        assert not torch.equal(forward(name, pipe), patched)
-        assert not torch.equal(patched, dense)
-        untrained.unpatch()
+    handle = vidattn.patch(pipe, done.recipe, min_tokens=0)
+    patched = forward(name, pipe)
+    handle.unpatch()
+    untrained = vidattn.patch(pipe, PRESETS[name], min_tokens=0, **PATTERNS[name])
+    assert not torch.equal(forward(name, pipe), patched)
+    assert not torch.equal(patched, dense)
+    untrained.unpatch()
     if "validation_prompts" in changes:
         assert sorted(p.name for p in (tmp_path / "validation").iterdir()) == [
             "step-000000.png",

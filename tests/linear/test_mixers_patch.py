@@ -215,6 +215,8 @@ def test_lora_files_are_merged(tmp_path):
     vidattn.patch(other, "clear", radius=2, min_tokens=0)
     vidattn.patch(model, "clear", radius=2, min_tokens=0, weights=tmp_path / "lora.safetensors")
     assert_same(forward(model, "flux"), forward(other, "flux"))
+    vidattn.patch(model, "clear", radius=2, min_tokens=0, weights=tmp_path / "lora.safetensors")  # not twice
+    assert_same(forward(model, "flux"), forward(other, "flux"))
     vidattn.unpatch(model)
     assert torch.equal(forward(model, "flux"), dense)
     half = {k: t for k, t in pairs.items() if "lora_A" in k}

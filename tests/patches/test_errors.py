@@ -88,13 +88,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("wan", {"backend": "tritn"}, ValueError, "backend='tritn'"),
     ("wan", {"backend": None}, TypeError, "backend=None: must be a string"),
     ("wan", {"strict": 1}, TypeError, "strict=1: must be True or False"),
-    ("wan", {"weights": "x.safetensors"}, ValueError, "only presets take weights"),
-    (
-        "wan",
-        {"pattern": "neighborhood", "weights": "x.safetensors"},
-        ValueError,
-        "preset 'neighborhood' takes none",
-    ),
+    ("wan", {"weights": "x.safetensors"}, FileNotFoundError, "there is no such file"),
     (
         "flux",
         {"pattern": "clear", "weights": 5},

@@ -72,9 +72,9 @@ def patch(
             and none means dense; a dictionary ``{layer name glob: any of these or None}``, where the first
             match counts and layers without one stay dense; or the path of a JSON recipe with arguments of
             this function. Stages need a pipeline.
-        weights: a .safetensors file for presets that are trained ("clear", "linfusion", "linear", "lolcats",
-            "sla", "gated"): the authors' files, or those of ``vidattn distill``. They are taken out by ``unpatch``, and layers that run dense run
-            on the model's own.
+        weights: a .safetensors file that was trained for the pattern: the authors' for "clear" and
+            "linfusion", or one of ``vidattn distill``. It is taken out by ``unpatch``, and layers that run
+            dense run on the model's own.
         dense_steps: how many steps at the beginning of each run stay dense. A pipeline's scheduler tells the
             position; on a model of its own a step is a change of the timestep's value, and a run begins where
             it goes up.

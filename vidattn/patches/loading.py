@@ -133,4 +133,5 @@ def _without(file: WeightsFile, layers: Sequence[str]) -> WeightsFile:
     dropped = tuple(f"{layer}." for layer in layers)
     if not dropped:
         return file
-    return replace(file, tensors={k: t for k, t in file.tensors.items() if not k.startswith(dropped)})
+    kept = {k: t for k, t in file.tensors.items() if not k.startswith(dropped)}
+    return replace(file, tensors=kept, added=file.added & kept.keys())

@@ -141,9 +141,6 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
-TRAINED = ("clear", *SUBSTITUTES)
-"""Presets that take weights."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Rule:

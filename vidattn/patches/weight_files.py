@@ -30,6 +30,7 @@ class WeightsFile:
 
     name: str
     tensors: Mapping[str, Tensor]
+    added: frozenset[str] = frozenset()  # those that are to be added to the model's own
     numbered: bool = False  # LinFusion's published layout, which holds all of a layer
 
     def shapes_of(self, layer: str) -> dict[str, tuple[int, ...]]:
@@ -69,7 +70,8 @@ def read_file(path: Any, model: nn.Module) -> WeightsFile:
     numbered = all(re.match(r"\d+\.", key) for key in tensors)
     if numbered:
         tensors = _named(tensors, file, model)
-    return WeightsFile(file.name, _merged(tensors, model, file.name, metadata), numbered)
+    made, added = _products(tensors, file.name, metadata)
+    return WeightsFile(file.name, made, added, numbered)
 
 
 def _named(tensors: Mapping[str, Tensor], file: Path, model: nn.Module) -> dict[str, Tensor]:
@@ -92,32 +94,24 @@ def _named(tensors: Mapping[str, Tensor], file: Path, model: nn.Module) -> dict[
     return {f"{names[int(number)]}.{rest}": tensor for (number, _, rest), tensor in split}
 
 
-def _merged(
-    tensors: Mapping[str, Tensor], model: nn.Module, file: str, metadata: Mapping[str, str]
-) -> dict[str, Tensor]:
-    """LoRA pairs as full weights: the model's own plus (lora_alpha / rank) B A."""
+def _products(
+    tensors: Mapping[str, Tensor], file: str, metadata: Mapping[str, str]
+) -> tuple[dict[str, Tensor], frozenset[str]]:
+    """LoRA pairs as (lora_alpha / rank) B A, and the names that they have then."""
     made = {key: tensor for key, tensor in tensors.items() if not key.endswith((_A, _B))}
-    own = dict(model.named_parameters())
-    for name in sorted({key[: -len(_A)] for key in tensors if key.endswith((_A, _B))}):
-        pair = tensors.get(name + _A), tensors.get(name + _B)
-        base = own.get(f"{name}.weight", own.get(f"{name}.base_layer.weight"))
-        if pair[0] is None or pair[1] is None:
+    names = sorted({key[: -len(_A)] for key in tensors if key.endswith((_A, _B))})
+    for name in names:
+        down, up = tensors.get(name + _A), tensors.get(name + _B)
+        if down is None or up is None:
             raise ValueError(f"weights: {file} holds only one half of the LoRA pair of {name!r}")
-        if base is None:
-            raise ValueError(f"weights: {file} holds {name + _A!r}, but the model has no layer {name!r}")
-        down, up = pair[0].float(), pair[1].float()
-        if (up.shape[0], down.shape[1]) != tuple(base.shape) or up.shape[1] != down.shape[0]:
+        if down.ndim != 2 or up.ndim != 2 or up.shape[1] != down.shape[0]:
             raise ValueError(
-                f"weights: the LoRA pair of {name!r} in {file} has shapes {tuple(up.shape)} and"
-                f" {tuple(down.shape)}, for a weight of {tuple(base.shape)}"
-            )
-        if base.is_meta:
-            raise ValueError(
-                f"weights: {name!r} of the model is offloaded; patch before enabling sequential offload"
+                f"weights: the LoRA pair of {name!r} in {file} has shapes {tuple(down.shape)} and"
+                f" {tuple(up.shape)}, which do not fit together"
             )
         scale = float(metadata.get("lora_alpha", down.shape[0])) / down.shape[0]
-        made[f"{name}.weight"] = base.detach().cpu().float() + scale * (up @ down)
-    return made
+        made[f"{name}.weight"] = scale * (up.float() @ down.float())
+    return made, frozenset(f"{name}.weight" for name in names)
 
 
 def fit(
@@ -150,7 +144,8 @@ def fit(
     with torch.no_grad():
         for key, parameter in modules.items():
             parameter.copy_(file.tensors[key])
-    return SwappedWeights({names[k]: t for k, t in file.tensors.items() if k not in modules})
+    tensors = {names[k]: t for k, t in file.tensors.items() if k not in modules}
+    return SwappedWeights(tensors, [names[k] for k in file.added])
 
 
 def _target(

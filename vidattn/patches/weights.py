@@ -12,10 +12,15 @@ class SwappedWeights:
 
     Only references are exchanged: the model's own tensors are kept as they are, and come back bit for bit. A
     layer that runs dense runs on its own weights (:meth:`show`).
+
+    Args:
+        tensors: by parameter name.
+        added: names of those that are additions to the model's own (LoRA).
     """
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, tensors: dict[str, Tensor], added: Iterable[str] = ()) -> None:
         self._out = tensors  # what is not in the model now, by parameter name
+        self._added = set(added)  # those that are still to be added to the model's own
         self._in: set[str] = set()  # names whose trained tensor is in the model
         self._hidden: frozenset[str] = frozenset()
 
@@ -48,6 +53,9 @@ class SwappedWeights:
             known = (name, wrapped_name(name), name.replace(".base_layer.", "."))
             target = next(now[n] for n in known if n in now)
             stored, self._out[name] = self._out[name], target.data
+            if name in self._added:  # only now is it certain that the model has its own in place
+                self._added.remove(name)
+                stored = target.data.float() + stored.to(target.device)
             target.data = stored.to(device=target.device, dtype=target.dtype)
             self._in ^= {name}
 
