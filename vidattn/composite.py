@@ -17,8 +17,8 @@ from torch import Tensor
 from vidattn.backends import check_backend, dense
 from vidattn.backends.problem import Problem
 from vidattn.layout import Grid, TokenLayout
-from vidattn.list_ops import block_attention
 from vidattn.lists import BlockLists
+from vidattn.measure import choose
 from vidattn.ops import attention_op
 from vidattn.patterns import Disc, Full, Hierarchical, Pattern, Segments
 from vidattn.patterns.boxes import box_means
@@ -87,21 +87,22 @@ def _dynamic(
     layout = problem.layout
     if pattern.covers(layout.grid):
         return compute(replace(problem, pattern=Full()), query, key, value, return_lse, backend)
-    scale = problem.scale if problem.head_scale is None else problem.scale * problem.head_scale
-    choice = pattern.choose(query, key, value, layout, scale, problem.text_valid)
+    choice = choose(problem, pattern, query, key, value)
     if check_backend(backend) == "dense":
         mask = choice.mask(layout, query.shape[0], query.shape[2])
         return _with_mask(problem, mask, query, key, value, return_lse)
-    if (
-        choice.key_order is not None and query.shape[2] != key.shape[2]
-    ):  # heads that share keys order them apart
+    if choice.key_order is not None and query.shape[2] != key.shape[2]:
+        # heads that share keys order them apart
         key, value = (t.repeat_interleave(query.shape[2] // key.shape[2], 2) for t in (key, value))
     query = _moved(query, choice.query_order, layout.text_before)
     key, value = (_moved(t, choice.key_order, layout.text_before) for t in (key, value))
     if isinstance(choice.rule, BlockLists):
-        result: Result = block_attention(problem, choice.rule, query, key, value)
+        # the lists may live on a grid of their own, such as the ordered tokens in a row
+        own = replace(layout, grid=choice.rule.grid)
+        inner = replace(problem, pattern=Full(), layout=own, lists=choice.rule)
     else:
-        result = compute(replace(problem, pattern=choice.rule), query, key, value, return_lse, backend)
+        inner = replace(problem, pattern=choice.rule)
+    result = compute(inner, query, key, value, return_lse, backend)
     back = None if choice.query_order is None else choice.query_order.argsort(-1)
     if isinstance(result, Tensor):
         return _moved(result, back, layout.text_before)
@@ -142,21 +143,30 @@ def _with_pooled(
     key, value = (torch.cat(pair, 1) for pair in zip(sequence, pooled, strict=True))
     problem = replace(problem, extra=pattern.pooled_keys(layout.grid))
     if not layout.text_tokens:  # the extra keys are then seen by all, which every backend knows
-        bare = replace(problem, pattern=replace(pattern, pooled=0))
+        bare = replace(problem, pattern=pattern.bare)
         return compute(bare, query, key, value, return_lse, backend)
     if check_backend(backend) == "dense":
         mask = pattern.mask(layout).to(query.device)[None, None]
         return _with_mask(problem, mask, query, key, value, return_lse)
+    if backend not in ("auto", "torch"):
+        raise NotImplementedError(
+            f"backend={backend!r} cannot run this call: {pattern} has keys that text does not see, which only"
+            " 'torch' and 'dense' know"
+        )
     result = attention_op(
         query,
         key,
         value,
         problem.head_scale,
         problem.text_valid,
+        None,
+        None,
         pattern.encoded,
         layout.grid,
         (layout.text_before, layout.text_after),
+        (),
         problem.scale,
+        "torch",
     )
     return (result[0], result[1]) if return_lse else result[0]
 
@@ -208,8 +218,8 @@ def _with_mask(
     """PyTorch's attention with the whole mask, (1 | B, 1 | H, S, S + extra)."""
     real = problem.key_valid(query.device)
     mask = mask if real is None else mask & real[:, None, None]
-    out = dense.forward(problem, query, key, value, mask)
-    return (out, dense.log_sum_exp(problem, query, key, mask)) if return_lse else out
+    out, lse = dense.forward(problem, query, key, value, return_lse, mask)
+    return out if lse is None else (out, lse)
 
 
 def _sum(
@@ -230,7 +240,7 @@ def _sum(
     before = problem.layout.text_before
     total: Any = 0
     texts = []
-    for branch in pattern.branches_of(problem.layout.grid):
+    for branch in pattern.parted:
         layout = branch.layout(problem.layout)
         inputs = [_cells(t, problem.layout, branch.pool) for t in (query, key, value)]
         inner = replace(problem, pattern=branch.pattern, layout=layout)

@@ -2,13 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vidattn.layout import TokenLayout
 from vidattn.patches.slots import Decision
+
+
+class Call(NamedTuple):
+    """One call of a model's attention, tensors (B, S, H, D). ``own`` computes it as the model does."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Any
+    dropout: float
+    scale: float | None
+    own: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
+
+    def dense(self) -> Tensor:
+        """The model's own result."""
+        return self.own(self.query, self.key, self.value, self.mask)
+
+    def first_rows(self, count: int) -> Tensor:
+        """The model's own result for the first ``count`` queries."""
+        mask = self.mask
+        if mask is not None and mask.ndim > 2 and mask.shape[-2] > 1:
+            mask = mask[..., :count, :]
+        return self.own(self.query[:, :count], self.key, self.value, mask)
+
+    def pieces(self, count: int) -> list[Call]:
+        """The calls of ``count`` equal pieces of the batch."""
+        tensors = (t.chunk(count) for t in (self.query, self.key, self.value))
+        masks = pieces(self.mask, self.query.shape[0], count)
+        return [
+            self._replace(query=q, key=k, value=v, mask=m) for q, k, v, m in zip(*tensors, masks, strict=True)
+        ]
+
+
+def reversed_text(tensor: Tensor, count: int) -> Tensor:
+    """(B, S, ...) with its first ``count`` rows backwards."""
+    return torch.cat([tensor[:, :count].flip(1), tensor[:, count:]], dim=1)
 
 
 def layout_of_call(decision: Decision, length: int, valid: Tensor | None) -> TokenLayout | None:
@@ -35,17 +72,15 @@ def layout_of_call(decision: Decision, length: int, valid: Tensor | None) -> Tok
     return TokenLayout((frames, height, width), rest - after if before else 0, after, valid)
 
 
-def refusal(
-    decision: Decision, layout: TokenLayout | None, query: Tensor, key: Tensor, mask: Any, dropout: float
-) -> str:
+def refusal(decision: Decision, layout: TokenLayout | None, call: Call) -> str:
     """Why a call on the grid cannot be sparse, or ""."""
-    if layout is None or query.shape[1] != layout.tokens:
+    if layout is None or call.query.shape[1] != layout.tokens:
         return "the sequence length is not that of the token grid"
-    if mask is not None and decision.mask_reason:
+    if call.mask is not None and decision.mask_reason:
         return decision.mask_reason
-    if dropout > 0.0:
+    if call.dropout > 0.0:
         return "attention dropout is on"
-    if query.shape[2] != key.shape[2]:
+    if call.query.shape[2] != call.key.shape[2]:
         return "query and key heads differ"
     return ""
 

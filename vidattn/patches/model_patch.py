@@ -23,6 +23,7 @@ from vidattn.patches.guidance import BranchReader
 from vidattn.patches.log import LayerLog, RunLog
 from vidattn.patches.schedule import Case, cases_of
 from vidattn.patches.settings import Settings
+from vidattn.patches.sizes import shape_of
 from vidattn.patches.slots import LAYER, SLOT, Decision, Slot, SlotSpec
 from vidattn.patches.steps import ALL, MIDDLE, StepClock
 from vidattn.patches.substitutes import Mixers, Substitute
@@ -100,22 +101,32 @@ class ModelPatch:
             _register(self)
             if self.weights is not None:
                 self.weights.apply(model)
+            self._mark()
             self.mixers.attach()
-            for planned in self.planned:
-                module = planned.layer.module
-                # not nn.Module.__setattr__: nothing is registered, so state_dict and saving do not change
-                module.__dict__[SLOT] = self.slots[planned.slot]
-                module.__dict__[LAYER] = LayerLog(planned.layer.name, self.log)
-                routes.cover(module.processor)
             model.register_forward_pre_hook(self._hook, with_kwargs=True)
             model.__dict__[PATCH] = self
+
+    def _mark(self) -> None:
+        """Put the slots on the attention modules.
+
+        Before each forward as well: Z-Image's ControlNet has modules of its transformer, and processors may
+        have been swapped.
+        """
+        for planned in self.planned:
+            marks, slot = planned.layer.module.__dict__, self.slots[planned.slot]
+            if marks.get(SLOT) is not slot:
+                # not nn.Module.__setattr__: nothing is registered, so state_dict and saving do not change
+                marks[SLOT] = slot
+                marks[LAYER] = LayerLog(planned.layer.name, self.log)
+            routes.cover(planned.layer.module.processor)
 
     def detach(self, model: nn.Module) -> None:
         """Take everything off again."""
         with _lock:
             for planned in self.planned:
-                for name in (SLOT, LAYER):
-                    planned.layer.module.__dict__.pop(name, None)
+                marks = planned.layer.module.__dict__
+                if marks.get(SLOT) is self.slots[planned.slot]:
+                    del marks[SLOT], marks[LAYER]
             for number, hook in list(model._forward_pre_hooks.items()):
                 if hook is self._hook:
                     del model._forward_pre_hooks[number]
@@ -142,8 +153,7 @@ class ModelPatch:
                 slot.decision = slot.text_valid = None
             self.rope.set(False)
             return
-        for planned in self.planned:
-            routes.cover(planned.layer.module.processor)
+        self._mark()
         reading, trouble = self._read(model, arguments)
         family = self.family
         timestep = arguments.get(family.timestep)
@@ -212,10 +222,11 @@ class ModelPatch:
             return dense("the pattern is full")
         if isinstance(pattern, Substitute):
             backend = pattern.backend
-        elif auto and (reason := why_dense(pattern, layout, device)):
-            return dense(reason, fallback=True)
         else:
-            backend, _ = backends.resolve(slot.spec.backend, pattern, layout)
+            backend, _ = backends.resolve(slot.spec.backend, pattern, layout, device)
+            module = next(p.layer.module for p in self.planned if self.slots[p.slot] is slot)
+            if auto and (reason := why_dense(pattern, layout, device, shape_of(module), backend)):
+                return dense(reason, fallback=True)
         return Decision(
             layout,
             pattern,
@@ -226,6 +237,7 @@ class ModelPatch:
             mask_reason=reading.mask_reason,
             text=_text_side(layout),
             trimmed=reading.trimmed,
+            own_text=reading.own_text,
             extent=torch.empty(layout.grid, dtype=torch.bool, device=device),
             factor=scale_factor(rule, layout),
         )
@@ -276,12 +288,12 @@ class ForwardHook:
     @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self.patch.prepare(
-            module, {**dict(zip(_parameters(cast(Any, type(module))), args, strict=False)), **kwargs}
+            module, {**dict(zip(forward_parameters(cast(Any, type(module))), args, strict=False)), **kwargs}
         )
 
 
 @lru_cache(maxsize=64)
-def _parameters(cls: Any) -> tuple[str, ...]:
+def forward_parameters(cls: Any) -> tuple[str, ...]:
     """Names of a model's forward parameters, self left out."""
     return tuple(inspect.signature(inspect.unwrap(cls.forward)).parameters)[1:]
 

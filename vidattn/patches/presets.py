@@ -7,6 +7,7 @@ per grid at call time, so that one patch serves every size.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,6 +33,8 @@ from vidattn.patterns import (
     Radial,
     SlidingTile,
     SlidingWindow,
+    SparseVideoGen,
+    TopK,
     from_text,
 )
 from vidattn.patterns.text import nearest
@@ -88,6 +91,15 @@ def _group(grid: Grid, native: Native) -> dict[str, Any]:
     return {"size": (1, 16, 16) if grid[0] == 1 else (4, 8, 8)}
 
 
+def _band(grid: Grid, native: Native) -> dict[str, Any]:
+    # half-width in frames of a band that holds a quarter of the pairs
+    return {"width": grid[0] * (1 - math.sqrt(1 - 0.25))}
+
+
+def _tile(grid: Grid, native: Native) -> dict[str, Any]:
+    return {"tile": (1, 8, 8) if grid[0] == 1 else (4, 4, 4)}
+
+
 def _nothing(grid: Grid, native: Native) -> dict[str, Any]:
     return {}
 
@@ -138,6 +150,15 @@ PRESETS: dict[str, Preset] = {
         _nothing,
         "the authors' tile of 384 tokens and the smallest of their symmetric windows (arXiv 2502.04507)",
         kinds=("video",),
+    ),
+    "svg": Preset(
+        SparseVideoGen,
+        _band,
+        "a quarter of the pairs, the authors' default (arXiv 2502.01776); for Wan they add the sink",
+        kinds=("video",),
+    ),
+    "topk": Preset(
+        TopK, _tile, "a fifth of the key tiles, of 64 tokens each, as VSA for small models (arXiv 2505.13389)"
     ),
 }
 

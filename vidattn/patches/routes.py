@@ -21,7 +21,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from vidattn.attention import attention
-from vidattn.patches.calls import autocast, layout_of_call, pieces, refusal
+from vidattn.patches.calls import Call, autocast, layout_of_call, pieces, refusal, reversed_text
 from vidattn.patches.slots import CURRENT, LAYER, SLOT, Decision, Slot
 from vidattn.patches.substitutes import Substitute, refuse_if_trained, run_layer
 
@@ -35,65 +35,41 @@ _original_dispatch: Callable | None = None
 _lock = threading.RLock()
 
 
-Call = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
-"""The model's own attention, in diffusers' layout (B, S, H, D): query, key, value and mask."""
+def _turn(slot: Slot, call: Call, reason: str) -> Tensor | None:
+    """The result of one call, (B, S, H, D), or None when the caller shall compute it as ever.
 
-
-def _turn(
-    slot: Slot,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Any,
-    dropout: float,
-    scale: float | None,
-    reason: str,
-    own: Call,
-) -> Tensor | None:
-    """The result of one call, (B, S, H, D), or None when the caller shall compute it as ever."""
+    ``reason`` says why it must be dense, "" if nothing does.
+    """
     decision = slot.decision
     # IP-Adapter's second call, and cached or foreign keys: not attention over the grid
-    if query.shape[1] != key.shape[1]:
+    if call.query.shape[1] != call.key.shape[1]:
         if not torch.compiler.is_compiling():
             CURRENT.missed = "its keys are not those of its queries"
         return None
     if decision is None or (isinstance(decision.pattern, Substitute) and decision.pattern.whole):
         return None
-    valid = slot.text_valid if mask is not None else None  # the padding is the mask's
+    valid = slot.text_valid if call.mask is not None else None  # the padding is the mask's
     if not decision.parts:
-        return _sparse(slot, decision, valid, query, key, value, mask, dropout, scale, reason)
+        return _sparse(slot, decision, valid, call, reason)
     count = len(decision.parts)
-    if query.shape[0] % count:
-        reason = "items of the batch attend in calls of their own"
+    if call.query.shape[0] % count:
         for part in decision.parts:
-            _sparse(slot, part, valid, query, key, value, mask, dropout, scale, reason)
+            _sparse(slot, part, valid, call, "items of the batch attend in calls of their own")
         return None
-    masks, valids = pieces(mask, query.shape[0], count), pieces(valid, query.shape[0], count)
     results = []
-    for part, q, k, v, m, n in zip(
-        decision.parts, *(t.chunk(count) for t in (query, key, value)), masks, valids, strict=True
+    for part, piece, real in zip(
+        decision.parts, call.pieces(count), pieces(valid, call.query.shape[0], count), strict=True
     ):
-        result = _sparse(slot, part, n, q, k, v, m, dropout, scale, reason)
-        results.append(own(q, k, v, m) if result is None else result)
+        result = _sparse(slot, part, real, piece, reason)
+        results.append(piece.dense() if result is None else result)
     return torch.cat(results)
 
 
-def _sparse(
-    slot: Slot,
-    decision: Decision,
-    valid: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Any,
-    dropout: float,
-    scale: float | None,
-    reason: str,
-) -> Tensor | None:
+def _sparse(slot: Slot, decision: Decision, valid: Tensor | None, call: Call, reason: str) -> Tensor | None:
     """The result under one decision, or None when that says dense, or ``reason`` or the call do."""
-    layout = layout_of_call(decision, query.shape[1], valid)
+    layout = layout_of_call(decision, call.query.shape[1], valid)
     if decision.pattern is not None and not reason:
-        reason = refusal(decision, layout, query, key, mask, dropout)
+        reason = refusal(decision, layout, call)
     if not torch.compiler.is_compiling():
         CURRENT.reached = True
         if CURRENT.layer is not None:
@@ -105,14 +81,18 @@ def _sparse(
             raise RuntimeError(f"vidattn: a layer would run dense although strict=True: {reason}")
         refuse_if_trained(slot, decision.pattern, reason)
         return None
-    query, key, value = autocast(query, key, value)
+    before, pattern, scale = layout.text_before, decision.pattern, call.scale
+    query, key, value = autocast(call.query, call.key, call.value)
     if decision.factor != 1.0:
         scale = (query.shape[-1] ** -0.5 if scale is None else scale) * decision.factor
-    backend = slot.spec.backend
-    if isinstance(decision.pattern, Substitute):
-        return decision.pattern.attend(query, key, value, layout, scale, decision.text, backend)
-    result = attention(query, key, value, decision.pattern, layout, scale=scale, backend=backend)
-    return cast(Tensor, result)
+    if decision.own_text:  # whose padding is in front: backwards it is behind
+        query, key, value = (reversed_text(t, before) for t in (query, key, value))
+    if isinstance(pattern, Substitute):
+        result = pattern.attend(query, key, value, layout, scale, decision.text, slot.spec.backend)
+    else:
+        made = attention(query, key, value, pattern, layout, scale=scale, backend=slot.spec.backend)
+        result = cast(Tensor, made)
+    return torch.cat([call.first_rows(before), result[:, before:]], 1) if decision.own_text else result
 
 
 def _dispatch_router(
@@ -147,7 +127,7 @@ def _dispatch_router(
         reason = "the call is causal" if is_causal else ""
         if parallel_config is not None:
             reason = "context parallelism splits the sequence"
-        result = _turn(slot, query, key, value, attn_mask, dropout_p, scale, reason, own)
+        result = _turn(slot, Call(query, key, value, attn_mask, dropout_p, scale, own), reason)
         if result is not None:
             return result
     return own(query, key, value, attn_mask)
@@ -183,7 +163,8 @@ def _sdpa_router(
     if slot is not None and query.ndim == 4:
         q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         reason = "the call is causal" if is_causal else ""
-        result = _turn(slot, q, k, v, attn_mask, dropout_p, scale, reason, own_in_dispatch_layout)
+        call = Call(q, k, v, attn_mask, dropout_p, scale, own_in_dispatch_layout)
+        result = _turn(slot, call, reason)
         if result is not None:
             return result.transpose(1, 2)
     return own(query, key, value, attn_mask)

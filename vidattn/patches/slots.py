@@ -35,10 +35,10 @@ class Decision:
     why calls with an attention mask run dense; "" when the mask hides what ``Slot.text_valid`` says. Graphs
     read ``extent``, an empty tensor of the grid's shape, and ``text``, the side on which text stands
     ("before", "after", "both" or ""), instead of numbers: numbers would be constants to them, and every size
-    a new graph. The layout has no ``text_valid``: one decision serves prompts of all lengths. ``trimmed`` as
-    in a family's reading. Where items of a batch run differently, ``parts`` has a decision for each of its
-    equal pieces, and the rest means nothing; ``share`` is a part's of the batch. ``factor`` is one more of
-    the scores' scale.
+    a new graph. The layout has no ``text_valid``: one decision serves prompts of all lengths. ``trimmed``
+    and ``own_text`` as in a family's reading. Where items of a batch run differently, ``parts`` has a
+    decision for each of its equal pieces, and the rest means nothing; ``share`` is a part's of the batch.
+    ``factor`` is one more of the scores' scale.
     """
 
     layout: TokenLayout | None
@@ -52,6 +52,7 @@ class Decision:
     mask_reason: str = ""
     text: str = ""
     trimmed: bool = False
+    own_text: bool = False
     extent: Tensor | None = None
     parts: tuple[Decision, ...] = ()
     share: float = 1.0

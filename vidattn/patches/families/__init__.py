@@ -66,12 +66,15 @@ class Reading:
         mask_reason: why calls with an attention mask run dense; "" when masks say no more than ``text_valid``
             of the layouts does.
         trimmed: calls may have less text behind the grid than the layouts say: its padding was dropped.
+        own_text: queries of the text in front of the grid keep the model's own attention and mask, and
+            ``text_valid`` counts from the end of that text.
     """
 
     layouts: Mapping[Hashable, TokenLayout | str]
     note: str = ""
     mask_reason: str = "an attention mask is given"
     trimmed: bool = False
+    own_text: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5, 2.1 and XL UNets and their ControlNets: ``attn1``, with one group per level.
+"""UNets of Stable Diffusion 1.5, 2.1 and XL and of Kolors, and ControlNets: ``attn1``, one group per level.
 
 The grids of all levels follow from the latent's size, because a level halves it (rounding up). So one hook on
 the UNet tells them all before the forward, and nothing has to be found out inside a compiled graph.
@@ -67,7 +67,7 @@ def _native(model: nn.Module, group: Hashable) -> tuple[int, int]:
 
 FAMILY = Family(
     "unet",
-    ("UNet2DConditionModel", "ControlNetModel"),
+    ("UNet2DConditionModel", "ControlNetModel", "ControlNetUnionModel"),
     "image",
     _layers,
     _read,
