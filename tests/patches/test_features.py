@@ -138,7 +138,7 @@ def test_flux_ip_adapter_keeps_the_patch_and_its_own_call_dense(sparse_calls):
 
 
 def test_unet_ip_adapter_loaded_before_and_after(sparse_calls):
-    """diffusers' own loader swaps all processors; the picture's call is cross-attention and stays as it is."""
+    """diffusers' own loader swaps all processors; the picture's call is cross-attention and stays dense."""
 
     def adapted(model: nn.Module) -> nn.Module:
         torch.manual_seed(4)
@@ -302,22 +302,25 @@ def test_gradients_with_checkpointing_equal_those_without(name, sparse_calls):
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_group_offload_hooks(order, sparse_calls):
+@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_group_offload_hooks(name, kind, order, sparse_calls):
     from diffusers.hooks import apply_group_offloading
 
-    model = denoiser("wan")
+    model = denoiser(name)
     vidattn.patch(model, SMALL, min_tokens=0)
-    expected = forward(model, "wan")
+    expected, calls = forward(model, name), len(sparse_calls)
     vidattn.unpatch(model)
     cpu = torch.device("cpu")
     if order == "after":
         vidattn.patch(model, SMALL, min_tokens=0)
-    apply_group_offloading(model, cpu, cpu, offload_type="leaf_level")
+    blocks = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+    apply_group_offloading(model, cpu, cpu, offload_type=kind, **blocks)
     if order == "before":
         vidattn.patch(model, SMALL, min_tokens=0)
     sparse_calls.clear()
-    assert torch.equal(forward(model, "wan"), expected)
-    assert len(sparse_calls) == 2
+    assert torch.equal(forward(model, name), expected)
+    assert len(sparse_calls) == calls
 
 
 def test_threads_share_one_patched_model():
@@ -393,21 +396,41 @@ def test_autocast(name, sparse_calls):
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_accelerate_offload_hooks(order, sparse_calls):
+@pytest.mark.parametrize("name", ["flux", "wan", "sd"])
+def test_accelerate_offload_hooks(name, order, sparse_calls):
+    """Parameters are on the meta device between the calls of their modules."""
     from accelerate import cpu_offload
 
-    model = denoiser("sd")
+    model = denoiser(name)
     vidattn.patch(model, SMALL, min_tokens=0)
-    expected = forward(model, "sd")
+    expected, calls = forward(model, name), len(sparse_calls)
     vidattn.unpatch(model)
     if order == "after":
         vidattn.patch(model, SMALL, min_tokens=0)
     cpu_offload(model, execution_device=torch.device("cpu"))
+    assert all(parameter.is_meta for parameter in model.parameters())
     if order == "before":
         vidattn.patch(model, SMALL, min_tokens=0)
     sparse_calls.clear()
-    assert torch.equal(forward(model, "sd"), expected)
-    assert len(sparse_calls) == 4
+    assert torch.equal(forward(model, name), expected)
+    assert len(sparse_calls) == calls
+    vidattn.unpatch(model)
+    assert not torch.equal(forward(model, name), expected)
+
+
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_whole_models_moved_by_their_pipeline(name, sparse_calls):
+    """As enable_model_cpu_offload does: accelerate replaces forward, and patching may come first or last."""
+    from accelerate import cpu_offload_with_hook
+
+    model = denoiser(name)
+    vidattn.patch(model, SMALL, min_tokens=0)
+    expected, calls = forward(model, name), len(sparse_calls)
+    cpu_offload_with_hook(model, torch.device("cpu"))
+    assert torch.equal(forward(model, name), expected)
+    vidattn.patch(model, SMALL, min_tokens=0)
+    assert torch.equal(forward(model, name), expected)
+    assert len(sparse_calls) == 3 * calls
 
 
 def test_own_processors_set_before_patching(sparse_calls):
