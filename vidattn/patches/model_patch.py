@@ -22,6 +22,7 @@ from vidattn.patches.guidance import BranchReader
 from vidattn.patches.log import LayerLog, RunLog
 from vidattn.patches.schedule import Case, cases_of
 from vidattn.patches.settings import Settings
+from vidattn.patches.sizes import shape_of
 from vidattn.patches.slots import LAYER, SLOT, Decision, Slot, SlotSpec
 from vidattn.patches.steps import ALL, MIDDLE, StepClock
 from vidattn.patches.weights import SwappedWeights
@@ -200,10 +201,11 @@ class ModelPatch:
         pattern = rule.resolve(layout.grid)
         if isinstance(pattern, Full):
             return dense("the pattern is full")
-        if auto and (reason := why_dense(pattern, layout, device)):
+        backend, _ = backends.resolve(slot.spec.backend, pattern, layout, device)
+        module = next(p.layer.module for p in self.planned if self.slots[p.slot] is slot)
+        if auto and (reason := why_dense(pattern, layout, device, shape_of(module), backend)):
             return dense(reason, fallback=True)
         density = pattern.density(layout)
-        backend, _ = backends.resolve(slot.spec.backend, pattern, layout)
         return Decision(
             layout,
             pattern,
@@ -264,12 +266,12 @@ class ForwardHook:
     @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self.patch.prepare(
-            module, {**dict(zip(_parameters(cast(Any, type(module))), args, strict=False)), **kwargs}
+            module, {**dict(zip(forward_parameters(cast(Any, type(module))), args, strict=False)), **kwargs}
         )
 
 
 @lru_cache(maxsize=64)
-def _parameters(cls: Any) -> tuple[str, ...]:
+def forward_parameters(cls: Any) -> tuple[str, ...]:
     """Names of a model's forward parameters, self left out."""
     return tuple(inspect.signature(inspect.unwrap(cls.forward)).parameters)[1:]
 
