@@ -1,7 +1,7 @@
 """What is tested for each family, as data: the tests take their cases from here, and so does the table in
 ``docs/families.md`` (``python -m tests.support_matrix``).
 
-``EXPECTED`` says where a feature is not a plain "yes"; every entry is a claim that a test holds.
+Every entry is a claim that a test holds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vidattn.patches.families import families
 from vidattn.patterns import Neighborhood, Pattern
 
 YES, NONE = "yes", "–"
-OWN_GRAPH_BREAKS = "dense too breaks the graph"
+FAILS = "fails unpatched"
 FEATURES = (
     "sizes, batch, undo",
     "LoRA",
@@ -81,12 +81,25 @@ MODELS: dict[str, Model] = {
     **{name: _tiny(name) for name in TINY},
 }
 
-EXPECTED: dict[str, dict[str, str]] = {
-    "one graph": dict.fromkeys(
-        ("lumina2", "hidream", "omnigen", "hunyuan_image_2", "hunyuan-video-1.5", "hunyuan-video-1.5-i2v"),
-        OWN_GRAPH_BREAKS,
+FUSED = (
+    "sd3 sd3_control pixart hunyuan_dit auraflow chroma flux2 kolors longcat cogvideox cogvideox-1.5 ltx"
+    " skyreels chronoedit wan-animate wan wan-i2v wan-vace animatediff flux sd sdxl"
+).split()
+"""Models whose projections ``fuse_qkv_projections`` fuses; others have no such method, or it does nothing."""
+FUSING_FAILS = ("sd3.5", "sd3.5_control", "ltx-2")
+"""Models on which it fails, patched or not."""
+DENSE_FAILS = {
+    "one graph": (
+        "lumina2",
+        "hidream",
+        "omnigen",
+        "hunyuan_image_2",
+        "hunyuan-video-1.5",
+        "hunyuan-video-1.5-i2v",
     ),
+    "checkpointing": ("lumina2",),
 }
+"""Models on which a feature of torch or diffusers fails, patched or not."""
 
 CONTROLNETS = {
     "flux": "test_features",
@@ -120,11 +133,12 @@ def families_of() -> dict[str, str]:
 
 def has(name: str, feature: str) -> bool:
     """Whether diffusers gives the feature to a model's class."""
-    needed = {"fused QKV": "fuse_qkv_projections", "LoRA": "add_adapter"}
     cls = classes()[name]
+    if feature == "fused QKV":
+        return name in FUSED
     if feature == "checkpointing":
         return bool(getattr(cls, "_supports_gradient_checkpointing", False))
-    return hasattr(cls, needed[feature]) if feature in needed else True
+    return feature != "LoRA" or hasattr(cls, "add_adapter")
 
 
 def with_feature(feature: str) -> list[str]:
@@ -149,4 +163,4 @@ def cell(family: str, feature: str) -> str:
     names = [name for name, its in families_of().items() if its == family]
     if not any(has(name, feature) for name in names):
         return NONE
-    return EXPECTED.get(feature, {}).get(representatives()[family], YES)
+    return FAILS if representatives()[family] in DENSE_FAILS.get(feature, ()) else YES

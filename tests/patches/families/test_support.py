@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import vidattn
 from tests.patches.families.support import (
-    EXPECTED,
+    DENSE_FAILS,
+    FUSED,
+    FUSING_FAILS,
     MODELS,
-    OWN_GRAPH_BREAKS,
     classes,
     families_of,
     representatives,
@@ -23,7 +24,6 @@ from tests.patches.families.support import (
 )
 from tests.support_matrix import BEGIN, PAGES, with_table
 from vidattn.patches.families import families
-from vidattn.patches.model_patch import patch_of
 
 
 def close(got: Tensor, wanted: Tensor) -> None:
@@ -43,10 +43,16 @@ def test_every_class_of_every_family_has_a_model():
     assert set(families_of().values()) == {family.name for family in families()}
 
 
-# those of the four pipelines are in test_features
-@pytest.mark.parametrize(
-    "name", [n for n in with_feature("fused QKV") if n not in ("flux", "sd", "sdxl", "wan")]
-)
+def fused(model: nn.Module) -> nn.Module:
+    model.fuse_qkv_projections()
+    return model
+
+
+FUSE = "fuse_qkv_projections"
+PIPELINES = ("flux", "sd", "sdxl", "wan")  # in test_features
+
+
+@pytest.mark.parametrize("name", [name for name in FUSED if name not in PIPELINES])
 def test_fused_projections(name, sparse_calls):
     model = MODELS[name]
     patched = model.build()
@@ -59,9 +65,23 @@ def test_fused_projections(name, sparse_calls):
     assert len(sparse_calls) == 2 * calls > 0
 
 
-COMPILED_ELSEWHERE = {"flux", "sd", "sdxl", "wan", "pixart", "qwen_image", "flux2", "mochi", "framepack"}
-COMPILED_ELSEWHERE |= {"cogvideox", "ltx", "hunyuan_video", "sd3", "unet"}
-GRAPHS = [name for family, name in representatives().items() if family not in COMPILED_ELSEWHERE]
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in FUSED and hasattr(classes()[n], FUSE)])
+def test_where_fusing_does_nothing_or_fails_it_is_not_the_patch(name):
+    model = MODELS[name]
+    plain = model.build()
+    if name in FUSING_FAILS:
+        with torch.no_grad(), pytest.raises((AttributeError, RuntimeError)):
+            model.forward(fused(plain))
+    else:
+        assert not any(getattr(module, "fused_projections", False) for module in fused(plain).modules())
+
+
+# in test_compile, and with more sizes in the tests of image and video families
+COMPILED_ELSEWHERE = {"flux", "wan", "unet", "sd3", "pixart", "qwen_image", "flux2"}
+COMPILED_ELSEWHERE |= {"cogvideox", "ltx", "hunyuan_video", "mochi", "framepack"}
+# a UNet for videos takes six seconds
+SMALLER = {"animatediff": "sparse-control", "cosmos": "cosmos"}
+GRAPHS = [SMALLER.get(f, name) for f, name in representatives().items() if f not in COMPILED_ELSEWHERE]
 
 
 @pytest.fixture
@@ -71,7 +91,7 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", [name for name in GRAPHS if name not in EXPECTED["one graph"]])
+@pytest.mark.parametrize("name", [name for name in GRAPHS if name not in DENSE_FAILS["one graph"]])
 def test_compiled_in_one_graph(name, fresh_dynamo):
     model = MODELS[name]
     patched = model.build()
@@ -82,7 +102,7 @@ def test_compiled_in_one_graph(name, fresh_dynamo):
         close(model.forward(patched), wanted)
 
 
-@pytest.mark.parametrize("name", [n for n, why in EXPECTED["one graph"].items() if why == OWN_GRAPH_BREAKS])
+@pytest.mark.parametrize("name", [n for n in DENSE_FAILS["one graph"] if n in GRAPHS])
 def test_models_that_break_the_graph_do_so_unpatched_too(name, fresh_dynamo):
     model = MODELS[name]
     plain = model.build()
@@ -96,19 +116,29 @@ def gradients(model: nn.Module, out: Tensor) -> list[Tensor]:
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in representatives().values() if n in with_feature("checkpointing")]
-)
+SAVING = [name for name in representatives().values() if name in with_feature("checkpointing")]
+
+
+@pytest.mark.parametrize("name", [name for name in SAVING if name not in DENSE_FAILS["checkpointing"]])
 def test_checkpointing_recomputes_under_the_pattern(name, sparse_calls):
     model = MODELS[name]
     plain, saving = model.build(), model.build()
-    layers = len(patch_of(vidattn.patch(plain, model.pattern, min_tokens=0).models[0]).planned)
+    vidattn.patch(plain, model.pattern, min_tokens=0)
     wanted, calls = gradients(plain, model.forward(plain)), len(sparse_calls)
-    assert calls >= layers
     vidattn.patch(saving, model.pattern, min_tokens=0, strict=True)
-    saving.train().enable_gradient_checkpointing()
+    saving.enable_gradient_checkpointing()
     got = gradients(saving, model.forward(saving))
-    assert len(sparse_calls) == 3 * calls, "forward, and forward with recomputation"
+    # forward, and forward with recomputation; some models save only some of their blocks
+    assert 2 * calls < len(sparse_calls) <= 3 * calls
     assert len(got) == len(wanted) > 0
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()) + 1e-12)
+
+
+@pytest.mark.parametrize("name", DENSE_FAILS["checkpointing"])
+def test_models_that_cannot_checkpoint_cannot_unpatched(name):
+    model = MODELS[name]
+    plain = model.build()
+    plain.enable_gradient_checkpointing()
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        model.forward(plain)
