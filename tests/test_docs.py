@@ -73,6 +73,19 @@ def test_the_pages_on_patterns_run(name: str):
         PATTERNS.update(known)
 
 
+@pytest.mark.parametrize("name", ["patching", "add_a_family"])
+def test_the_pages_on_patching_run(name, tmp_path, monkeypatch):
+    from tests.patches.tiny_pipelines import build
+
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert blocks
+    names = {"pipe": build("flux")}
+    for block in blocks:
+        exec(compile(block, f"{name}.md", "exec"), names)
+
+
 def section(title: str) -> str:
     return README.partition(f"## {title}")[2].partition("\n## ")[0]
 

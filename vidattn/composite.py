@@ -6,7 +6,7 @@ again, or through operators of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -124,7 +124,23 @@ def _pooled_disc(
     if not pattern.pooled:
         return None
     layout = problem.layout
-    key, value = (torch.cat([t, pattern.pool(t, layout)], 1) for t in (key, value))
+    pooled = [pattern.pool(t, layout) for t in (key, value)]
+    return _with_pooled(compute, problem, query, (key, value), pooled, return_lse, backend)
+
+
+def _with_pooled(
+    compute: Compute,
+    problem: Problem,
+    query: Tensor,
+    sequence: Sequence[Tensor],
+    pooled: Sequence[Tensor],
+    return_lse: bool,
+    backend: str,
+) -> Result:
+    """A disc over keys and values, ``sequence``, and their pooled ones."""
+    pattern: Any = problem.pattern
+    layout = problem.layout
+    key, value = (torch.cat(pair, 1) for pair in zip(sequence, pooled, strict=True))
     problem = replace(problem, extra=pattern.pooled_keys(layout.grid))
     if not layout.text_tokens:  # the extra keys are then seen by all, which every backend knows
         bare = replace(problem, pattern=pattern.bare)
@@ -153,6 +169,47 @@ def _pooled_disc(
         "torch",
     )
     return (result[0], result[1]) if return_lse else result[0]
+
+
+def attention_with_pooled(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Disc,
+    layout: TokenLayout,
+    weight: Tensor,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Attention with ``Disc(radius, pooled=f)`` whose pooled keys and values are weighted sums over the cells
+    instead of means, as CLEAR's down-sampled checkpoints have them.
+
+    Args:
+        query: (B, S, H, D).
+        key: as the query.
+        value: as the query.
+        pattern: with ``pooled``.
+        layout: of the tokens.
+        weight: (f, f), of a cell's tokens; 1/f^2 for the mean. Cells at the far borders, which hold fewer
+            tokens, count theirs the more.
+        scale: as for ``vidattn.attention``.
+        backend: as for ``vidattn.attention``.
+    """
+    from vidattn.attention import compute, split_scale
+
+    f = pattern.pooled
+    frames, height, width = layout.grid
+    rows, columns = (torch.arange(n, device=weight.device) % f for n in (height, width))
+    cell = (weight * f * f).to(key.dtype)[rows][:, columns].expand(frames, -1, -1).flatten()
+    factor = F.pad(cell, (layout.text_before, layout.text_after))[None, :, None, None]
+    pooled = [pattern.pool(t * factor, layout) for t in (key, value)]
+    number, per_head = split_scale(scale, query)
+    valid = layout.text_valid_tensor(query.shape[0], query.device)
+    bare = TokenLayout(layout.grid, layout.text_before, layout.text_after)
+    problem = Problem(pattern, bare, number, per_head, valid)
+    result = _with_pooled(compute, problem, query, (key, value), pooled, False, backend)
+    assert isinstance(result, Tensor)
+    return result
 
 
 def _with_mask(
