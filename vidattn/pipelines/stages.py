@@ -231,7 +231,7 @@ class Tick:
 
 
 def _denoiser_dtype(pipe: Any, latents: Latents) -> torch.dtype:
-    """The dtype in which the pipeline makes latents of its own: most take the text's, Wan and others float32."""
+    """The dtype in which the pipeline makes latents of its own: the model's, or float32."""
     if latents.video or latents.family in ("z_image", "hunyuan_video"):
         return torch.float32
     model = getattr(pipe, "unet", None) or pipe.transformer
