@@ -1,6 +1,5 @@
 """Staged generation against diffusers' own image-to-image pipelines, and what it leaves behind."""
 
-
 import diffusers
 import numpy as np
 import pytest
