@@ -1,6 +1,17 @@
 """Pictures and clips beyond the size that a model was trained at, made by driving diffusers' pipelines."""
 
+from vidattn.pipelines.memory import MemoryEstimate, estimate_memory
 from vidattn.pipelines.stages import Stage
 from vidattn.pipelines.upscale import Upscaled, upscale_generate
+from vidattn.pipelines.vae import Seams, tiled_decode, tiled_encode
 
-__all__ = ["Stage", "Upscaled", "upscale_generate"]
+__all__ = [
+    "MemoryEstimate",
+    "Seams",
+    "Stage",
+    "Upscaled",
+    "estimate_memory",
+    "tiled_decode",
+    "tiled_encode",
+    "upscale_generate",
+]

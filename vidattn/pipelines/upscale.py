@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from vidattn.patterns import SlidingWindow
 from vidattn.pipelines.checkpoint import Checkpoint, describe, digest_of
 from vidattn.pipelines.extrapolation import ntk_scaled, proportional_scale, query_modules, rope_modules
 from vidattn.pipelines.latents import latents_of
+from vidattn.pipelines.memory import check_budget, estimate_memory, read_memory
 from vidattn.pipelines.scheduling import GUIDANCE, check_shift
 from vidattn.pipelines.sizes import Size, as_size, check_size, default_base, size_step, stage_sizes
 from vidattn.pipelines.stages import Around, Runner, Stage, as_images
@@ -68,6 +69,7 @@ def upscale_generate(
     patch_options: dict[str, Any] | None = None,
     stage_options: dict[str, Any] | None = None,
     checkpoint: str | Path | None = None,
+    max_memory: int | str | None = None,
     callback: Callable[[Stage, int, int, list[Any]], Any] | None = None,
     progress: bool = True,
     **call: Any,
@@ -104,6 +106,8 @@ def upscale_generate(
         stage_options: arguments of the pipeline's call that differ after the first stage.
         checkpoint: folder for finished stages; a run that was killed goes on from the last one, and gives the
             same picture bit for bit.
+        max_memory: bytes, or text as "20GiB": the VAE works in tiles where it would need more (exactly the same
+            pictures for ``AutoencoderKL``), and a denoiser that cannot fit is refused before anything runs.
         callback: called behind each stage with (stage, index, number of stages, pictures); pictures of a
             resumed stage are given as well.
         progress: show a bar for each stage.
@@ -130,6 +134,9 @@ def upscale_generate(
     call = checked_call(pipe, {"prompt": prompt, **call}, "call")
     stage_call = checked_call(pipe, dict(stage_options or {}), "stage_options")
     seeds = checked_seeds(seed, call)
+    budget = None if max_memory is None else read_memory(max_memory)
+    if budget is not None:
+        check_budget(pipe, estimate_memory(pipe, *sizes[-1], call.get("num_frames") or 1), budget)
     settings = {
         **about(pipe),
         "call": describe({k: v for k, v in call.items() if not k.startswith("callback")}),
@@ -153,7 +160,7 @@ def upscale_generate(
         guidance_weight,
         time_shift,
         options.around,
-        lambda size: nullcontext(),
+        budget,
         Checkpoint(checkpoint, settings),
         callback,
         progress,
