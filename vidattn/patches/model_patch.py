@@ -68,6 +68,7 @@ class ModelPatch:
         self.clock, self.settings = clock, settings
         self.log = RunLog()
         self.weights: SwappedWeights | None = None
+        self.paused = False  # forwards run as if there were no patch, and are not counted
         self._branches = BranchReader(family.guidance)
         self._by_branch = any(stage.branch for slot in slots for stage in slot.spec.stages)
         self._hook = ForwardHook(self)
@@ -140,6 +141,10 @@ class ModelPatch:
             RuntimeError: the patch is strict and a layer would fall back to dense attention.
         """
         self._mark()
+        if self.paused:
+            for slot in self.slots:
+                slot.decision = slot.text_valid = None
+            return
         reading, trouble = self._read(model, arguments)
         family = self.family
         timestep = arguments.get(family.timestep)

@@ -1,5 +1,6 @@
 """Pictures and clips beyond the size that a model was trained at, made by driving diffusers' pipelines."""
 
+from vidattn.pipelines.dual_path import dual_path_video
 from vidattn.pipelines.memory import MemoryEstimate, estimate_memory
 from vidattn.pipelines.stages import Stage
 from vidattn.pipelines.upscale import Upscaled, upscale_generate
@@ -10,6 +11,7 @@ __all__ = [
     "Seams",
     "Stage",
     "Upscaled",
+    "dual_path_video",
     "estimate_memory",
     "tiled_decode",
     "tiled_encode",

@@ -89,7 +89,7 @@ def token_pixels(pipe: Any) -> int:
 
 
 def decode_bytes(vae: Any, pixels: int) -> int:
-    """Activations of the decoder's last level: the input of its first block, that normalized, and the output."""
+    """Activations of the decoder's last level: its input, that normalized, and its output."""
     config = vae.config
     widths = config.get("block_out_channels") or [config.get("base_dim", 96), config.get("base_dim", 96) * 2]
     channels = 2 * max(widths[:2]) + widths[0]
@@ -141,7 +141,7 @@ def vae_within(vae: Any, pixels: int, budget: int | None) -> Iterator[list[Seams
 
 @contextmanager
 def _overridden(vae: Any, methods: dict[str, Any]) -> Iterator[None]:
-    """The VAE's ``decode`` and ``encode`` are these, or its class's own, for the length of a ``with`` block."""
+    """The VAE's ``decode`` and ``encode`` are these, else its class's own, in a ``with`` block."""
     names = ("decode", "encode")
     kept = {name: vae.__dict__.pop(name) for name in names if name in vae.__dict__}
     vae.__dict__.update(methods)
@@ -162,6 +162,6 @@ def check_budget(pipe: Any, estimate: MemoryEstimate, budget: int) -> None:
     loaded = estimate.weights if torch.device(pipe.device).type != "cpu" else 0
     if loaded + estimate.denoiser > budget:
         raise ValueError(
-            f"max_memory={budget / 2**30:.2f} GiB is too little for {type(pipe).__name__} at this size: {estimate}"
+            f"max_memory={budget / 2**30:.2f} GiB is too little for {type(pipe).__name__} here: {estimate}"
             " (the VAE can be tiled; for the weights, offload them: pipe.enable_model_cpu_offload())"
         )

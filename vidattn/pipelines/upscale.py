@@ -106,7 +106,7 @@ def upscale_generate(
         stage_options: arguments of the pipeline's call that differ after the first stage.
         checkpoint: folder for finished stages; a run that was killed goes on from the last one, and gives the
             same picture bit for bit.
-        max_memory: bytes, or text as "20GiB": the VAE works in tiles where it would need more (exactly the same
+        max_memory: bytes, or text as "20GiB": the VAE works in tiles where it would need more (the same
             pictures for ``AutoencoderKL``), and a denoiser that cannot fit is refused before anything runs.
         callback: called behind each stage with (stage, index, number of stages, pictures); pictures of a
             resumed stage are given as well.

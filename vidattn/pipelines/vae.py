@@ -3,8 +3,9 @@
 A tile with a margin as wide as the receptive field computes what the whole would, but for group norms, whose
 statistics are of the whole map. They are gathered first: one pass over all tiles for each norm, in which the
 norms before it already use their statistics of the whole (two-pass group norm, once per norm). The middle
-block, with its attention over the latent map, is not cut: it runs at the latent resolution. The price is time,
-about as many decodes as half the number of norms; the gain is that no seam is left and memory follows the tile.
+block, with its attention over the latent map, is not cut: it runs at the latent resolution. The price is
+time, about as many decodes as half the number of norms; in return no seam is left, and memory follows the
+tile.
 """
 
 from __future__ import annotations
