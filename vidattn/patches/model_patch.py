@@ -73,7 +73,7 @@ class ModelPatch:
         self.mixers = Mixers({})
         self.rope = RopeBase(None, 1.0)
         self.note = ""
-        self.paused = False  # as if not patched: what distillation's teacher is
+        self.paused = False  # forwards run as if there were no patch, and are not counted
         self._branches = BranchReader(family.guidance)
         self._by_branch = any(stage.branch for slot in slots for stage in slot.spec.stages)
         self._hook = ForwardHook(self)
