@@ -35,8 +35,8 @@ def draw_pattern(pattern: Pattern, layout: TokenLayout, query: Grid | None = Non
     plan = pattern.plan(layout)
     figures = figures_of(pattern, layout, plan)
     panels = [
-        _query_panel(pattern, layout, query),
-        _tile_panel(pattern, layout, query, plan),
+        query_panel(pattern, layout, query),
+        tile_panel(pattern, layout, query, plan),
         _matrix_panel(pattern, layout),
     ]
     tokens = f"{layout.grid_tokens:,} tokens on a grid of {'x'.join(map(str, grid))}"
@@ -51,13 +51,14 @@ def draw_pattern(pattern: Pattern, layout: TokenLayout, query: Grid | None = Non
 
 
 # ---------------------------------------------------------------------------------------------- panels
-def _query_panel(pattern: Pattern, layout: TokenLayout, query: Grid) -> Panel:
+def query_panel(pattern: Pattern, layout: TokenLayout, query: Grid, side: int = _SIDE) -> Panel:
+    """What one query sees, about ``side`` pixels wide."""
     grid = layout.grid
     seen = sees(pattern, grid, torch.tensor([number_of(query, grid)]))[0].view(grid).numpy()
     colors = _fill(grid, UNSEEN)
     colors[seen] = SEEN
     colors[query] = QUERY
-    view = FrameView(grid, query[0], _SIDE)
+    view = FrameView(grid, query[0], side)
     place = ", ".join(
         f"{axis}={at}" for axis, at in zip("tyx", query, strict=True) if grid["tyx".index(axis)] > 1
     )
@@ -69,7 +70,10 @@ def _query_panel(pattern: Pattern, layout: TokenLayout, query: Grid) -> Panel:
     return Panel(view.draw(colors), "What one query sees", view.note() + _text_note(layout), legend)
 
 
-def _tile_panel(pattern: Pattern, layout: TokenLayout, query: Grid, plan: Plan) -> Panel:
+def tile_panel(
+    pattern: Pattern, layout: TokenLayout, query: Grid, plan: Plan, side: int = _SIDE
+) -> Panel:
+    """What the tile of one query visits, about ``side`` pixels wide."""
     grid = layout.grid
     tile = tile_of(plan, number_of(query, grid))
     queries = tokens_of(tile, plan)
@@ -88,7 +92,7 @@ def _tile_panel(pattern: Pattern, layout: TokenLayout, query: Grid, plan: Plan) 
     colors[queries.numpy()] = QUERY
     visited = sum(volume(box.size) for box in tile.boxes)
     full = sum(volume(box.size) for box in tile.boxes if box.full)
-    view = FrameView(grid, query[0], _SIDE)
+    view = FrameView(grid, query[0], side)
     legend = [
         (QUERY, f"the tile of that query: {len(queries)} queries (they are keys too)", True),
         (FULL, f"full boxes, no mask needed: {full:,} keys", full > 0),
