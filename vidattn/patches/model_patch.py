@@ -234,12 +234,12 @@ class ForwardHook:
     @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self.patch.prepare(
-            module, {**dict(zip(_parameters(cast(Any, type(module))), args, strict=False)), **kwargs}
+            module, {**dict(zip(forward_parameters(cast(Any, type(module))), args, strict=False)), **kwargs}
         )
 
 
 @lru_cache(maxsize=64)
-def _parameters(cls: Any) -> tuple[str, ...]:
+def forward_parameters(cls: Any) -> tuple[str, ...]:
     """Names of a model's forward parameters, self left out."""
     return tuple(inspect.signature(inspect.unwrap(cls.forward)).parameters)[1:]
 
