@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -72,7 +73,12 @@ def launch(app: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, **o
     font, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # none is fetched
     fixed: dict[str, Any] = {
         "theme": gr.themes.Default(
-            primary_hue="blue", neutral_hue="slate", spacing_size="sm", radius_size="sm", font=font, font_mono=mono
+            primary_hue="blue",
+            neutral_hue="slate",
+            spacing_size="sm",
+            radius_size="sm",
+            font=font,
+            font_mono=mono,
         ),
         "css": pages.CSS,
         "server_name": host,
@@ -96,3 +102,9 @@ def _own_folder() -> None:
     os.environ["GRADIO_TEMP_DIR"] = folder
     os.environ["GRADIO_EXAMPLES_CACHE"] = os.path.join(folder, "examples")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+
+if __name__ == "__main__":
+    from vidattn.cli import main
+
+    raise SystemExit(main(["demo", *sys.argv[1:]]))

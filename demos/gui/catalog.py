@@ -76,6 +76,7 @@ class Catalog:
         self.dtype = generation.choose_dtype(dtype, self.device)
         self._loaded: generation.Loaded | None = None
         self._facts: dict[str, Facts] = {}
+        self._met: set[tuple[object, ...]] = set()
 
     # ------------------------------------------------------------------ names
     def names(self, moving: bool | None = None) -> list[str]:
@@ -124,12 +125,19 @@ class Catalog:
         folder = self.find(name)
         if self._loaded is None or self._loaded.name != name:
             self._loaded = None
+            self._met.clear()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             made = generation.load(str(folder.path), self.device, self.dtype)
             made.pipe.set_progress_bar_config(disable=True)
             self._loaded = generation.Loaded(made.pipe, name, made.defaults)
         return self._loaded
+
+    def first_time(self, *case: object) -> bool:
+        """Whether this is asked for the first time since the model was loaded."""
+        new = case not in self._met
+        self._met.add(case)
+        return new
 
     def known(self, name: str) -> Facts | None:
         """What the controls need to know, if the model was loaded before."""

@@ -13,15 +13,15 @@ from vidattn.patterns import PATTERNS, Pattern
 Value = float | int | bool | str
 
 TITLES = {
-    "full": "everything (dense)",
-    "neighborhood": "a window around it",
-    "sliding": "a window of the training size",
-    "disc": "a disc around it",
-    "groups": "whole groups of tokens",
-    "radial": "a band, narrower with distance in time",
-    "sta": "a window of tiles",
+    "full": "everything",
+    "neighborhood": "window",
+    "sliding": "training-size window",
+    "disc": "disc",
+    "groups": "groups",
+    "radial": "narrowing band",
+    "sta": "window of tiles",
     "spatial": "near frames",
-    "temporal": "the same place in all frames",
+    "temporal": "same places",
 }
 """What each token sees, in plain words; others go by their name."""
 _VIDEO_ONLY = frozenset({"radial", "sta", "spatial", "temporal"})

@@ -135,7 +135,7 @@ class Engine:
             if any(job.session == session for job in self._jobs):
                 raise Busy("your last run is not over yet: stop it, or wait for it")
             if len(self._jobs) >= self.limit:
-                raise Busy(f"{self.limit} runs are waiting, which is as many as are taken in; try again later")
+                raise Busy(f"{self.limit} runs are waiting already, no more are taken in; try again later")
             job = Job(session, self._ahead)
             self._jobs.append(job)
             job.future = self._pool.submit(self._run, job, work)

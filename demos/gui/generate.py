@@ -50,7 +50,8 @@ class Result:
         """The pictures of the "patched", "dense" or "difference" run, with the settings as text inside."""
         sparse, dense = self.outcome.sparse, self.outcome.dense
         if which == "difference":
-            assert sparse is not None and dense is not None, "asked for after both runs"
+            assert sparse is not None, "asked for after both runs"
+            assert dense is not None, "asked for after both runs"
             values = np.clip(np.abs(sparse.frames - dense.frames) * GAIN, 0, 1)
         else:
             run = sparse if which == "patched" else dense
@@ -97,6 +98,10 @@ def run_order(job: Job, catalog: Catalog, order: Order) -> Result:
     place = f"{catalog.device}, {str(catalog.dtype).removeprefix('torch.')}"
     result = Result(order, Outcome(order.namespace(), model, call, place), call)
     with stoppable(model.pipe, job):
+        if catalog.first_time(order.model, order.height, order.width, order.frames):
+            job.tell(Step("warming up, so that the first run is not slower", 0, 1))
+            model.pipe.set_progress_bar_config(disable=True)
+            model.pipe(**call | {"num_inference_steps": 1}, output_type="latent")
         with generation.patched(model, order.namespace()) as handle:
             result.outcome.sparse = _timed(job, model, call, order, "patched", result.peaks)
             report = handle.report()

@@ -54,7 +54,9 @@ class Order:
         if not 1 <= self.steps <= MOST_STEPS:
             raise ValueError(f"steps={self.steps}: must be 1 to {MOST_STEPS}")
         if not 0 <= self.dense_steps <= self.steps:
-            raise ValueError(f"dense steps={self.dense_steps}: must be 0 to {self.steps}, all steps there are")
+            raise ValueError(
+                f"dense steps={self.dense_steps}: must be 0 to {self.steps}, all steps there are"
+            )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed}: must be a whole number of at least 0")
 

@@ -20,9 +20,11 @@ CSS = """
 .va-state p {margin: .1em 0} .va-good {font-size: 1.06em}
 .va-table {border-collapse: collapse; width: 100%; margin: .4em 0}
 .va-table td, .va-table th {padding: .22em .6em; text-align: right; border-bottom: 1px solid #8884}
+.va-table td, .va-table th {border-width: 0 0 1px 0 !important}
 .va-table td:first-child, .va-table th:first-child {text-align: left}
 .va-report {font-family: ui-monospace, monospace; font-size: .78em; white-space: pre; overflow-x: auto}
 .va-wrong {color: #b3261e}
+.va-gap img {width: 100%; height: 100%; object-fit: contain}
 footer {display: none !important}
 """
 
@@ -99,8 +101,8 @@ def _paragraphs(lines: Sequence[str]) -> str:
     return "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
-TITLE = """<div class="va-head"><h2 style="margin:0">vidattn</h2><p>Sparse attention for diffusion models: make a
-picture with it and without it, and see what it costs and what it changes.</p></div>"""
+TITLE = """<div class="va-head"><h2 style="margin:0">vidattn</h2><p>Sparse attention for diffusion models: make
+a picture with it and without it, and see what it costs and what it changes.</p></div>"""
 
 
 def heading(number: str, text: str) -> str:

@@ -86,17 +86,19 @@ class Subject:
             elem_classes="va-model",
         )
         self.note = gr.HTML(padding=False)
-        self.prompt = gr.Textbox(examples[0], label="What to draw", lines=2, max_length=2000, elem_classes="va-prompt")
+        self.prompt = gr.Textbox(
+            examples[0], label="What to draw", lines=2, max_length=2000, elem_classes="va-prompt"
+        )
         with gr.Row():
             self.size = gr.Dropdown(
                 ["128", "192", "256", "384", "512", "768", "1024"],
                 value=size,
-                label="Size in pixels (512, or 384x512)",
+                label="Size (512, 384x512)",
                 allow_custom_value=True,
                 min_width=110,
                 elem_classes="va-size",
             )
-            self.seed = gr.Number(2, label="Seed (another, another picture)", precision=0, min_width=110)
+            self.seed = gr.Number(2, label="Seed", precision=0, min_width=110, elem_classes="va-seed")
 
     def facts(self, name: str | None) -> Facts | None:
         """What is known of the model without loading it."""
@@ -204,15 +206,28 @@ class PatternPicker:
 
     def _wire(self, names: list[str]) -> None:
         self.name.change(
-            lambda name: [gr.update(visible=name == other) for other in names], self.name, self.columns, **QUIET
+            lambda name: [gr.update(visible=name == other) for other in names],
+            self.name,
+            self.columns,
+            **QUIET,
         )
         look = [self.subject.model, self.subject.size, self.query, self.view]
         shown = [self.image, self.facts]
-        redraw = {"fn": self._draw, "inputs": [*look, *self._frames_in(), *self.inputs], "outputs": shown} | QUIET
-        moved = [widget.change for widget in (self.name, self.subject.size, self.view, *self._frames, *self.widgets)]
+        redraw = {
+            "fn": self._draw,
+            "inputs": [*look, *self._frames_in(), *self.inputs],
+            "outputs": shown,
+        } | QUIET
+        moved = [
+            widget.change
+            for widget in (self.name, self.subject.size, self.view, *self._frames, *self.widgets)
+        ]
         gr.on([*moved, self.subject.note.change], trigger_mode="always_last", **redraw)
         self.image.select(
-            self._pick, [self.subject.model, self.subject.size, self.query, *self._frames_in()], self.query, **QUIET
+            self._pick,
+            [self.subject.model, self.subject.size, self.query, *self._frames_in()],
+            self.query,
+            **QUIET,
         ).then(**redraw)
         self.preset.input(
             self._preset,
@@ -265,9 +280,11 @@ class PatternPicker:
 
 def _widget(control: controls.Control) -> Any:
     label = control.label
+    options: dict[str, Any] = {"label": label, "min_width": 100}
+    options["elem_classes"] = f"va-control-{control.pattern}-{control.field}"
     if control.kind == "tick":
-        return gr.Checkbox(bool(control.start), label=label, min_width=100)
+        return gr.Checkbox(bool(control.start), **options)
     if control.kind == "choice":
-        return gr.Radio(list(control.choices), value=str(control.start), label=label, min_width=100)
+        return gr.Radio(list(control.choices), value=str(control.start), **options)
     low, high, step = control.bounds
-    return gr.Slider(low, high, value=float(control.start), step=step, label=label, min_width=100)
+    return gr.Slider(low, high, value=float(control.start), step=step, **options)

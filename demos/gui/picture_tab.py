@@ -36,9 +36,11 @@ class PictureTab:
                 gr.HTML(pages.heading("1", "What to draw"), padding=False)
                 self.subject = Subject(shop, False, EXAMPLES, "256")
                 with gr.Row():
-                    self.steps = gr.Slider(1, 50, 20, step=1, label="Steps", min_width=110, elem_classes="va-steps")
+                    self.steps = gr.Slider(
+                        1, 50, 20, step=1, label="Steps", min_width=110, elem_classes="va-steps"
+                    )
                     self.dense = gr.Slider(
-                        0, 50, 5, step=1, label="First steps dense", min_width=110, elem_classes="va-dense"
+                        0, 50, 5, step=1, label="Dense steps first", min_width=110, elem_classes="va-dense"
                     )
                 self.compare = gr.Checkbox(True, label="Also make the dense picture, to compare")
                 with gr.Row():
@@ -64,18 +66,34 @@ class PictureTab:
         )
         with gr.Tab("Difference"):
             self.gap = gr.Image(
-                label="Absolute difference, 4 times enlarged", format="png", interactive=False, height=320
+                label="Absolute difference, 4 times enlarged",
+                format="png",
+                interactive=False,
+                height=320,
+                buttons=["download", "fullscreen"],
+                elem_classes="va-gap",
             )
         with gr.Tab("Python"):
             self.code = gr.Code(
-                language="python", label="Makes the patched picture again", interactive=False, elem_classes="va-code"
+                language="python",
+                label="Makes the patched picture again",
+                interactive=False,
+                elem_classes="va-code",
             )
         with gr.Tab("What ran"):
             self.report = gr.HTML(padding=False, elem_classes="va-report-box")
 
     def _wire(self) -> None:
         subject = self.subject
-        inputs = [subject.model, subject.prompt, subject.size, subject.seed, self.steps, self.dense, self.compare]
+        inputs = [
+            subject.model,
+            subject.prompt,
+            subject.size,
+            subject.seed,
+            self.steps,
+            self.dense,
+            self.compare,
+        ]
         outputs = [self.state, self.slider, self.gap, self.code, self.report]
         self.go.click(self.generate, [*inputs, *self.picker.inputs], outputs, trigger_mode="once", **MANY)
         self.stop.click(self.cancel, None, None, queue=False, **QUIET)
@@ -108,7 +126,9 @@ class PictureTab:
             )
             self.shop.catalog.find(order.model)
             yield [pages.state("Starting."), None, None, "", ""]
-            for news, over in followed(self.shop, request, lambda job: run_order(job, self.shop.catalog, order)):
+            for news, over in followed(
+                self.shop, request, lambda job: run_order(job, self.shop.catalog, order)
+            ):
                 yield self._shown(news, over)
         except Cancelled:
             yield [pages.state("Stopped."), *[gr.skip()] * 4]

@@ -26,7 +26,8 @@ import torch
 import vidattn
 from diffusers import DiffusionPipeline
 {_model(order.model)}
-pipe = DiffusionPipeline.from_pretrained(path, dtype={catalog.dtype}, use_safetensors=True).to("{catalog.device}")
+pipe = DiffusionPipeline.from_pretrained(path, dtype={catalog.dtype}, use_safetensors=True)
+pipe = pipe.to("{catalog.device}")
 with vidattn.patched(pipe, "{order.pattern.to_text()}"{options}):
     {"frames" if frames else "image"} = pipe(
 {arguments}

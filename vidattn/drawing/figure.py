@@ -70,9 +70,7 @@ def query_panel(pattern: Pattern, layout: TokenLayout, query: Grid, side: int = 
     return Panel(view.draw(colors), "What one query sees", view.note() + _text_note(layout), legend)
 
 
-def tile_panel(
-    pattern: Pattern, layout: TokenLayout, query: Grid, plan: Plan, side: int = _SIDE
-) -> Panel:
+def tile_panel(pattern: Pattern, layout: TokenLayout, query: Grid, plan: Plan, side: int = _SIDE) -> Panel:
     """What the tile of one query visits, about ``side`` pixels wide."""
     grid = layout.grid
     tile = tile_of(plan, number_of(query, grid))

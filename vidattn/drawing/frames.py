@@ -58,8 +58,8 @@ class FrameView:
             number = y // height * self.columns + min(x // width, self.columns - 1)
             frame = self.shown[min(number, len(self.shown) - 1)]
             x, y = x % width, max(0, y % height - _LABEL - 3)
-        row, column = (min(at // self.cell * self.skip, n - 1) for at, n in ((y, self.grid[1]), (x, self.grid[2])))
-        return frame, row, column
+        row, column = y // self.cell * self.skip, x // self.cell * self.skip
+        return frame, min(row, self.grid[1] - 1), min(column, self.grid[2] - 1)
 
     def _pitch(self) -> tuple[int, int]:
         """Pixels from one frame's corner to the next one's, (x, y)."""
