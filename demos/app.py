@@ -18,10 +18,13 @@ from typing import Any
 import gradio as gr
 
 from .gui import pages
+from .gui.attention_tab import AttentionTab
 from .gui.catalog import Catalog
 from .gui.engine import Engine
-from .gui.parts import PRIVATE, Shop
+from .gui.highres_tab import HighResolutionTab
+from .gui.parts import Shop
 from .gui.picture_tab import PictureTab
+from .gui.video_tab import VideoTab
 
 KEEP = 3600
 """Seconds that pictures stay in the app's temporary folder."""
@@ -54,8 +57,18 @@ def build_app(
         gr.HTML(pages.TITLE, padding=False)
         with gr.Tab("Picture"):
             picture = PictureTab(shop)
-        app.load(picture.subject.load, picture.subject.model, picture.subject.note, **PRIVATE)
-        app.unload(picture.left)
+        with gr.Tab("High resolution") as second:
+            large = HighResolutionTab(shop)
+        with gr.Tab("Attention") as third:
+            attention = AttentionTab(shop)
+        with gr.Tab("Video") as fourth:
+            video = VideoTab(shop)
+        picture.subject.wire(app.load)
+        if video.ready:
+            video.subject.wire(fourth.select)
+        attention.subject.wire(third.select)
+        large.subject.wire(second.select)
+        app.unload(shop.left)
     app.queue(max_size=8 * waiting, api_open=False)
     app.close_engine = shop.engine.close
     return app

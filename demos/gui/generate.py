@@ -81,6 +81,25 @@ def stoppable(pipe: Any, job: Job) -> Iterator[None]:
             hook.remove()
 
 
+def progress_of(pipe: Any, job: Job, label: str, total: int) -> dict[str, Any]:
+    """The argument of the pipeline's call that tells the job each finished step; empty where it has none.
+
+    Args:
+        pipe: the pipeline.
+        job: whom to tell.
+        label: what the steps belong to.
+        total: steps in all; 0 takes what the pipeline counts.
+    """
+    if "callback_on_step_end" not in inspect.signature(pipe.__call__).parameters:
+        return {}
+
+    def stepped(run: Any, index: int, _: Any, values: dict[str, Any]) -> dict[str, Any]:
+        job.tell(Step(label, index + 1, total or int(getattr(run, "num_timesteps", 0))))
+        return values
+
+    return {"callback_on_step_end": stepped}
+
+
 def run_order(job: Job, catalog: Catalog, order: Order) -> Result:
     """Both runs of an order: the patched one, then the dense one with the same noise.
 
@@ -118,13 +137,7 @@ def _timed(
 ) -> generation.Run:
     total = int(call.get("num_inference_steps", 1))
     job.tell(Step(label, 0, total))
-
-    def stepped(_: Any, index: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
-        job.tell(Step(label, index + 1, total))
-        return values
-
-    if "callback_on_step_end" in inspect.signature(model.pipe.__call__).parameters:
-        call = call | {"callback_on_step_end": stepped}
+    call = call | progress_of(model.pipe, job, label, total)
     with memory.Peak(torch.device(model.pipe.device)) as peak:
         made = generation.generate(model, call, order.seed, label)
     peaks[label] = peak.bytes

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from vidattn.pipelines import Stage
+
 from .catalog import Facts
 from .engine import Step, Waiting
 from .generate import Result
+from .highres import Stages
 from .memory import GIB
 from .preview import Preview
 
@@ -25,6 +28,8 @@ CSS = """
 .va-report {font-family: ui-monospace, monospace; font-size: .78em; white-space: pre; overflow-x: auto}
 .va-wrong {color: #b3261e}
 .va-gap img {width: 100%; height: 100%; object-fit: contain}
+.va-clip-row {display: flex; gap: .8em} .va-clip-row figure {flex: 1; margin: 0; text-align: center}
+.va-clip-row img {width: 100%}
 footer {display: none !important}
 """
 
@@ -74,10 +79,41 @@ def verdict(result: Result) -> str:
     rows.append(["highest memory", *(f"{result.peaks[name] / GIB:.2f} GiB" for name, _ in columns)])
     if result.density is not None:
         rows.append(["attention pairs computed", f"{result.density:.0%}", "100%"][: len(columns) + 1])
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in ["", *(name for name, _ in columns)])
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     sentence = f'<p class="va-good">{escape(_sentence(result))}</p>'
-    return f'<div class="va-state">{sentence}<table class="va-table"><tr>{head}</tr>{body}</table></div>'
+    return f'<div class="va-state">{sentence}{_table(["", *(name for name, _ in columns)], rows)}</div>'
+
+
+def stage_title(stage: Stage) -> str:
+    """A stage in a few words."""
+    return f"stage {stage.index + 1}: {stage.height}x{stage.width}"
+
+
+def stages(made: Stages) -> str:
+    """What each stage was and took."""
+    head = ["stage", "size", "steps", "seconds", "pairs computed"]
+    rows = [
+        [
+            str(stage.index + 1),
+            f"{stage.height}x{stage.width}",
+            str(stage.steps),
+            f"{stage.seconds:.1f}",
+            "100%" if stage.density is None else f"{stage.density:.0%}",
+        ]
+        for stage, _ in made.done
+    ]
+    if made.direct is not None:
+        size = f"{made.order.height}x{made.order.width}"
+        rows.append(["at once", size, str(made.order.steps), f"{made.direct[1]:.1f}", "100%"])
+    return _table(head, rows)
+
+
+def clips(urls: dict[str, str]) -> str:
+    """Clips side by side, with their names below."""
+    made = "".join(
+        f'<figure><img src="{escape(url)}" alt=""><figcaption>{escape(name)}</figcaption></figure>'
+        for name, url in urls.items()
+    )
+    return f'<div class="va-clip-row">{made}</div>'
 
 
 def report(result: Result) -> str:
@@ -97,12 +133,18 @@ def _sentence(result: Result) -> str:
     return f"Patched was {speed}. Likeness: PSNR {quality['psnr']:.1f} dB{ssim} (higher is nearer)."
 
 
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<table class="va-table"><tr>{top}</tr>{body}</table>'
+
+
 def _paragraphs(lines: Sequence[str]) -> str:
     return "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
-TITLE = """<div class="va-head"><h2 style="margin:0">vidattn</h2><p>Sparse attention for diffusion models: make
-a picture with it and without it, and see what it costs and what it changes.</p></div>"""
+TITLE = """<div class="va-head"><h2 style="margin:0">vidattn</h2><p>Sparse attention for diffusion models:
+make a picture with it and without it, and see what it costs and what it changes.</p></div>"""
 
 
 def heading(number: str, text: str) -> str:

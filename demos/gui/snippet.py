@@ -18,16 +18,11 @@ def python_lines(catalog: Catalog, order: Order, call: dict[str, Any]) -> str:
         order: what was asked for.
         call: arguments of the pipeline's call, from ``Order.call``.
     """
+    head = loading_lines(catalog, order)
     options = "".join(f", {key}={value!r}" for key, value in order.patch_options().items())
     arguments = "\n".join(f"        {key}={value!r}," for key, value in call.items())
     frames = order.frames is not None
-    return f"""\
-import torch
-import vidattn
-from diffusers import DiffusionPipeline
-{_model(order.model)}
-pipe = DiffusionPipeline.from_pretrained(path, dtype={catalog.dtype}, use_safetensors=True)
-pipe = pipe.to("{catalog.device}")
+    return f"""{head}
 with vidattn.patched(pipe, "{order.pattern.to_text()}"{options}):
     {"frames" if frames else "image"} = pipe(
 {arguments}
@@ -36,7 +31,19 @@ with vidattn.patched(pipe, "{order.pattern.to_text()}"{options}):
 """
 
 
-def _model(name: str) -> str:
-    if name in demo_models.shipped():
-        return f"from vidattn import demo_models\n\npath = demo_models.shipped()[{name!r}].path"
-    return f"\npath = {name!r}"
+def loading_lines(catalog: Catalog, order: Order, more: str = "import vidattn") -> str:
+    """The lines that load the order's model as ``pipe``; ``more`` is one more import."""
+    imports = ["import torch", "from diffusers import DiffusionPipeline", more]
+    path = f"path = {order.model!r}"
+    if order.model in demo_models.shipped():
+        imports.append("from vidattn import demo_models")
+        path = f"path = demo_models.shipped()[{order.model!r}].path"
+    return "\n".join(
+        [
+            *sorted(imports, key=lambda line: (line.startswith("from"), line)),
+            "",
+            path,
+            f"pipe = DiffusionPipeline.from_pretrained(path, dtype={catalog.dtype}, use_safetensors=True)",
+            f'pipe = pipe.to("{catalog.device}")',
+        ]
+    )

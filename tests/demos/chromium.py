@@ -18,7 +18,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     " --disable-component-update --disable-sync --disable-dev-shm-usage --force-device-scale-factor=1"
 ).split()
-PATIENCE = 90
+PATIENCE = 120
 """Seconds to wait for anything: slow machines run many tests at a time."""
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,13 @@ def run(arguments: argparse.Namespace) -> None:
             raise BadArgument("--models", f"{str(folder)!r}: there is no such folder")
     if arguments.port is not None and arguments.port > 65535:
         raise BadArgument("--port", f"{arguments.port}: at most 65535")
+    with tempfile.TemporaryDirectory(prefix="vidattn-app-") as own:
+        # before gradio is imported, so that nothing of it or of torch is written anywhere else
+        os.environ["TMPDIR"] = tempfile.tempdir = own
+        _serve(arguments)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
     module = load_app()
     # ended by a supervisor or by Ctrl-C, it tidies up in the same way
     signal.signal(signal.SIGTERM, signal.default_int_handler)

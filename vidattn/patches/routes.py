@@ -126,6 +126,8 @@ def _turn(
         CURRENT.reached = True
         if CURRENT.layer is not None:
             CURRENT.layer.called(decision, reason)
+            if CURRENT.look is not None and layout is not None and query.shape[1] == layout.tokens:
+                CURRENT.look(CURRENT.layer.name, query, key, layout, scale)
     if decision.pattern is None or layout is None:
         return None
     if reason:

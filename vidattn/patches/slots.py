@@ -85,6 +85,7 @@ class Current(threading.local):
         self.layer: Any = None  # LayerLog, outside compiled graphs
         self.reached = False  # whether the layer called attention on its grid
         self.missed = ""  # why a call of the layer was none on its grid
+        self.look: Any = None  # whoever observes, see observe.py
 
 
 CURRENT = Current()
