@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from vidattn.backends import dense, resolve
+from vidattn.backends import BACKENDS, check_backend, pick
 from vidattn.backends.problem import Problem
 from vidattn.layout import TokenLayout
 from vidattn.ops import attention_op
@@ -76,24 +77,32 @@ def compute(
     pattern, layout = problem.pattern, problem.layout
     if isinstance(pattern, PerHead):
         return _by_head(problem, pattern, query, key, value, return_lse, backend)
-    chosen, _ = resolve(backend, pattern, layout)
-    if chosen == "dense":
-        if not return_lse:
-            return dense.forward(problem, query, key, value)
-        if not pattern.covers(layout.grid):
-            return dense.forward(problem, query, key, value), dense.log_sum_exp(problem, query, key)
-        pattern = Full()  # PyTorch's attention does not give its log-sum-exp
-    text = (layout.text_before, layout.text_after)
+    check_backend(backend)
+    if problem.lists is None and pattern.covers(layout.grid):
+        pattern = Full()
+        if return_lse and backend == "dense":
+            backend = "torch"  # PyTorch's attention does not give its log-sum-exp
+        elif backend == "auto" and not return_lse:
+            backend = "dense"
+    if backend != "auto" and BACKENDS[backend].backward is None:
+        chosen, _ = pick(backend, problem, query, key, value)
+        result = chosen.forward(problem, query, key, value, return_lse)
+        return (result[0], cast(Tensor, result[1])) if return_lse else result[0]
+    lists = problem.lists
     out, lse = attention_op(
         query,
         key,
         value,
         problem.head_scale,
         problem.text_valid,
+        None if lists is None else lists.index,
+        None if lists is None else lists.count,
         pattern.encoded,
         layout.grid,
-        text,
+        (layout.text_before, layout.text_after),
+        () if lists is None else (*lists.tile, *lists.block),
         problem.scale,
+        backend,
     )
     return (out, lse) if return_lse else out
 

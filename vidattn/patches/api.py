@@ -74,9 +74,9 @@ def patch(
         dense_last_steps: how many steps at the end; needs a pipeline.
         dense_layers: numbers (among the self-attention layers, in the order they run; -1 is the last) or name
             globs.
-        min_tokens: least grid tokens for sparse attention. "auto": dense where it would be as fast, by number
-            of tokens and share of the pairs that the plan visits (``vidattn.backends.pays``). A number is the
-            only rule.
+        min_tokens: least grid tokens for sparse attention. "auto": dense where the cost model predicts it to
+            be as fast (``vidattn.backends.pays``); the report then names both times. A number is the only
+            rule.
         backend: who computes: "auto", or a name that ``vidattn.attention`` takes.
         strict: raise where a layer would fall back to dense attention, instead of noting the reason in the
             report.

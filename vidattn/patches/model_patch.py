@@ -20,6 +20,7 @@ from vidattn.patches.checkpointing import keep_decisions, release_decisions
 from vidattn.patches.families import Arguments, Family, GridUnreadable, Layer, Reading
 from vidattn.patches.log import LayerLog, RunLog
 from vidattn.patches.settings import Settings
+from vidattn.patches.sizes import shape_of
 from vidattn.patches.slots import LAYER, SLOT, Decision, Slot, SlotSpec
 from vidattn.patches.steps import ALL, MIDDLE, StepClock
 from vidattn.patches.weights import SwappedWeights
@@ -180,10 +181,11 @@ class ModelPatch:
         pattern = rule.resolve(layout.grid)
         if isinstance(pattern, Full):
             return dense("the pattern is full")
-        if auto and (reason := why_dense(pattern, layout, device)):
+        backend, _ = backends.resolve(slot.spec.backend, pattern, layout, device)
+        module = next(p.layer.module for p in self.planned if self.slots[p.slot] is slot)
+        if auto and (reason := why_dense(pattern, layout, device, shape_of(module), backend)):
             return dense(reason, fallback=True)
         density = pattern.density(layout)
-        backend, _ = backends.resolve(slot.spec.backend, pattern, layout)
         return Decision(
             layout,
             pattern,
