@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from vidattn import demo_models
-from vidattn.cli import generation
+from vidattn.cli import full_size, generation
+from vidattn.cli.arguments import BadArgument
 
 _DEPTH = 4
 """How far below an allowed folder pipelines are looked for."""
@@ -29,6 +30,7 @@ class Facts:
         frame_step: frames that one token stands for; 0 for models of still pictures.
         patch: whether vidattn can patch it: "" or why not.
         defaults: call arguments that suit it.
+        denoiser: its layers, for predictions; None where they cannot be read.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Facts:
     frame_step: int
     patch: str
     defaults: dict[str, Any]
+    denoiser: full_size.Denoiser | None = None
 
     @property
     def moving(self) -> bool:
@@ -155,8 +158,15 @@ class Catalog:
                 _frame_step(model.pipe) if moving else 0,
                 _why_not(model.pipe),
                 dict(model.defaults),
+                self._denoiser(name),
             )
         return self._facts[name]
+
+    def _denoiser(self, name: str) -> full_size.Denoiser | None:
+        try:
+            return full_size.find(str(self.find(name).path))
+        except BadArgument:  # of a class that the cost model does not know
+            return None
 
 
 def _moving(pipeline: str) -> bool:

@@ -23,6 +23,7 @@ CSS = """
 .va-state p {margin: .1em 0} .va-good {font-size: 1.06em}
 .va-table {border-collapse: collapse; width: 100%; margin: .4em 0}
 .va-table td, .va-table th {padding: .22em .6em; text-align: right; border-bottom: 1px solid #8884}
+.va-table, .va-table tr {border: 0 !important}
 .va-table td, .va-table th {border-width: 0 0 1px 0 !important}
 .va-table td:first-child, .va-table th:first-child {text-align: left}
 .va-report {font-family: ui-monospace, monospace; font-size: .78em; white-space: pre; overflow-x: auto}
@@ -57,13 +58,13 @@ def model(facts: Facts) -> str:
     return note + (wrong(f"It cannot be patched: {facts.patch}") if facts.patch else "")
 
 
-def drawing(preview: Preview) -> str:
-    """Legend and facts of a drawn pattern."""
+def drawing(preview: Preview, cost: Sequence[str]) -> str:
+    """Legend and facts of a drawn pattern, and what it costs in sentences."""
     legend = "".join(
         f'<p><span class="va-swatch" style="background:{color}"></span>{escape(meaning)}</p>'
         for color, meaning in preview.legend
     )
-    return f'<div class="va-facts">{legend}{_paragraphs(preview.facts)}</div>'
+    return f'<div class="va-facts">{legend}{_paragraphs([*preview.facts, *cost])}</div>'
 
 
 def wrong(text: str) -> str:

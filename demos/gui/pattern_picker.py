@@ -10,8 +10,10 @@ from vidattn.layout import Grid
 from vidattn.patterns import Pattern
 
 from . import controls, pages, preview
-from .order import in_words
+from .catalog import Facts
+from .order import in_words, read_size
 from .parts import QUIET, complaint
+from .prediction import sentences, step_seconds
 from .subject import Subject, grid_of
 
 
@@ -44,15 +46,13 @@ class PatternPicker:
         self.widgets: list[Any] = []
         self.columns = [self._column(name) for name in names]
         self.query = gr.State(None)
-        self.view = gr.Radio(
-            list(preview.VIEWS), value=preview.VIEWS[0], label="Drawn for the red token; click another one"
-        )
+        self.view = gr.Radio(list(preview.VIEWS), value=preview.VIEWS[0], show_label=False, container=False)
         self.image = gr.Image(
             show_label=False,
             interactive=False,
             format="png",
             buttons=[],
-            height=380,
+            height=300,
             elem_classes="va-drawing",
         )
         self.facts = gr.HTML(padding=False, elem_classes="va-facts-box")
@@ -123,11 +123,21 @@ class PatternPicker:
         self, model: str, size: str, query: Grid | None, view: str, frames: int, name: str, *values: Any
     ) -> tuple[Any, str]:
         try:
-            grid = grid_of(self.subject.facts(model), size, int(frames))
-            drawn = preview.draw(self.pattern(name, *values), grid, query, view)
+            facts = self.subject.facts(model)
+            pattern = self.pattern(name, *values)
+            drawn = preview.draw(pattern, grid_of(facts, size, int(frames)), query, view)
+            cost = self._cost(facts, pattern, size, int(frames))
         except ValueError as error:
             return None, pages.wrong(in_words(error))
-        return drawn.image, pages.drawing(drawn)
+        return drawn.image, pages.drawing(drawn, cost)
+
+    def _cost(self, facts: Facts | None, pattern: Pattern, size: str, frames: int) -> list[str]:
+        """The predicted times, in words."""
+        if facts is None or facts.denoiser is None:
+            return []
+        where = self.subject.shop.catalog
+        times = step_seconds(facts.denoiser, pattern, read_size(size), frames, where.device, where.dtype)
+        return sentences(times, where.device)
 
     def _pick(
         self, event: gr.SelectData, model: str, size: str, query: Grid | None, frames: int

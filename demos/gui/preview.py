@@ -1,14 +1,12 @@
-"""The drawing of a pattern that follows the sliders, and what it costs in words."""
+"""The drawing of a pattern that follows the sliders, and how much it leaves out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
 from PIL import Image
 
-from vidattn.backends.pays import why_dense
 from vidattn.drawing.figure import query_panel, tile_panel
 from vidattn.drawing.frames import FrameView
 from vidattn.drawing.sheet import Panel
@@ -29,7 +27,7 @@ class Preview:
     Args:
         image: the grid.
         legend: (colour as #rrggbb, meaning) for what is on it.
-        facts: sentences on density and cost.
+        facts: sentences on density.
     """
 
     image: Image.Image
@@ -74,7 +72,7 @@ def query_at(pixel: tuple[int, int], grid: Grid, query: Grid | None = None) -> G
 
 
 def facts(pattern: Pattern, layout: TokenLayout) -> list[str]:
-    """What the pattern costs, in sentences."""
+    """How much the pattern leaves out, in sentences."""
     density = pattern.density(layout)
     visited = pattern.visited(layout)
     grid = "x".join(str(n) for n in layout.grid if n > 1 or layout.grid[0] == 1)
@@ -82,11 +80,8 @@ def facts(pattern: Pattern, layout: TokenLayout) -> list[str]:
         f"{layout.grid_tokens:,} tokens ({grid.removeprefix('1x')}).",
         f"{density:.1%} of all pairs are seen, {visited:.1%} are computed (whole tiles).",
     ]
-    reason = why_dense(pattern, layout, torch.device("cpu"))
     if pattern.covers(layout.grid):
         lines.append("Every token sees every other: this is dense attention.")
-    elif reason:
-        lines.append("At this size dense attention is as fast: try a larger picture or a smaller pattern.")
     return lines
 
 

@@ -50,7 +50,6 @@ def save(page: Page, path: Path) -> None:
 
 def picture(page: Page, out: Path, steps: int) -> None:
     """The first tab, with a result at 256 px."""
-    page.fill(".va-size input", "256")
     page.fill(".va-steps input[type=number]", steps)
     page.click(".va-go")
     page.wait(lambda: "times as" in page.state(), "both pictures")
@@ -64,6 +63,7 @@ def others(page: Page, out: Path, steps: int) -> None:
     page.wait(lambda: "On average" in page.state(), "the heat map")
     save(page, out / "app-attention.png")
     page.tab("High resolution")
+    page.fill(".va-size input", "384")
     page.fill(".va-first-steps input[type=number]", steps)
     page.click(".va-go")
     page.wait(lambda: page.state() == "Done.", "all stages")
@@ -97,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
             tiny_pipelines.build("wan").save_pretrained(models / "tiny-wan")
         with served(models) as url, browser(profile, *VIEW) as driver:
             page = Page(driver, url)
+            page.patience = 900
             shots: dict[str, Any] = {
                 "picture": lambda: picture(page, arguments.output, arguments.steps),
                 "others": lambda: others(page, arguments.output, arguments.steps),

@@ -62,7 +62,7 @@ class Page:
     """
 
     def __init__(self, driver: Any, url: str, new: bool = False) -> None:
-        self.driver = driver
+        self.driver, self.patience = driver, PATIENCE
         if new:
             driver.switch_to.new_window("window")
         driver.get(url)
@@ -82,7 +82,7 @@ class Page:
         """The condition's first true value."""
         from selenium.common.exceptions import StaleElementReferenceException
 
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + self.patience
         while time.monotonic() < end:
             try:
                 if value := condition():
@@ -90,7 +90,7 @@ class Page:
             except StaleElementReferenceException:
                 pass  # the page was drawn anew in between
             time.sleep(0.1)
-        raise AssertionError(f"waited {PATIENCE} s for {what}; the page says {self.state()!r}")
+        raise AssertionError(f"waited {self.patience} s for {what}; the page says {self.state()!r}")
 
     def fill(self, selector: str, text: object) -> None:
         """Type into a field, over what stands there."""
