@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from . import pages
+from .clips import clip_url, frame_of
 from .generate import Result
 from .parts import QUIET, Shop
 from .picture_tab import PictureTab
@@ -19,8 +17,6 @@ EXAMPLES = [
     "3d red apple bouncing on a blue background",
     "flat rocket moving up on a white background",
 ]
-RATE = 8
-"""Frames a second."""
 NEEDED = """<div class="va-facts"><p>No model that makes clips is here.</p>
 <p>Start the app with <code>vidattn demo --models FOLDER</code>, where FOLDER holds a pipeline that diffusers
 saved (<code>save_pretrained</code>), such as Wan, HunyuanVideo, LTX, CogVideoX or Mochi;
@@ -76,21 +72,3 @@ class VideoTab(PictureTab):
             number,
             kept[0],
         ]
-
-
-def frame_of(kept: list[tuple[Image.Image, Image.Image]] | None, number: float) -> Any:
-    """The dense and the patched picture of one frame, counted from 1."""
-    return kept[min(max(int(number), 1), len(kept)) - 1] if kept else None
-
-
-def clip_url(frames: list[Image.Image]) -> str:
-    """A looping clip as an address that holds it: nothing is written anywhere."""
-    written = io.BytesIO()
-    options: dict[str, Any] = {
-        "save_all": True,
-        "append_images": frames[1:],
-        "loop": 0,
-        "duration": 1000 // RATE,
-    }
-    frames[0].save(written, format="WEBP", quality=90, **options)
-    return "data:image/webp;base64," + base64.b64encode(written.getvalue()).decode()
