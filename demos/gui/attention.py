@@ -24,6 +24,7 @@ RADII = (1, 2, 4, 8, 16)
 """Windows reach this many tokens to each side: 3x3 to 33x33."""
 QUERIES = 256
 """Queries looked at in each layer, evenly spread: more change the second digit only."""
+_MOST_WEIGHTS = 1 << 26  # numbers: beyond this fewer queries are looked at
 REACH = 24
 """How far from the query the map of a head reaches."""
 
@@ -137,7 +138,8 @@ def head_stats(
         scale: of the scores; None is 1 / sqrt(D).
     """
     count, first = layout.grid_tokens, layout.text_before
-    chosen = torch.linspace(0, count - 1, min(QUERIES, count)).round().long()
+    queries = min(QUERIES, count, max(16, _MOST_WEIGHTS // (count * query.shape[2])))
+    chosen = torch.linspace(0, count - 1, queries).round().long()
     q, k = query[-1, first + chosen.to(query.device)].float(), key[-1].float()
     k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
     scores = torch.einsum("nhd,shd->hns", q, k) * (scale if scale is not None else q.shape[-1] ** -0.5)

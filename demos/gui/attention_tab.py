@@ -32,8 +32,12 @@ class AttentionTab:
                 gr.HTML(pages.heading("1", "Whose attention"), padding=False)
                 self.subject = Subject(shop, False, EXAMPLES, "256")
                 with gr.Row():
-                    self.steps = gr.Slider(1, 50, 20, step=1, label="Steps", min_width=110)
-                    self.step = gr.Slider(1, 50, 6, step=1, label="Look at step", min_width=110)
+                    self.steps = gr.Slider(
+                        1, 50, 20, step=1, label="Steps", min_width=110, elem_classes="va-steps"
+                    )
+                    self.step = gr.Slider(
+                        1, 50, 6, step=1, label="Look at step", min_width=110, elem_classes="va-look"
+                    )
                 with gr.Row():
                     self.go = gr.Button("Measure", variant="primary", elem_classes="va-go")
                     self.stop = gr.Button("Stop", variant="stop", elem_classes="va-stop")

@@ -142,6 +142,20 @@ def test_bad_input_is_answered_in_words(page: chromium.Page, field: str, value: 
     page.fill(field, good)
 
 
+def test_the_other_tabs(page: chromium.Page):
+    page.tab("Video")  # the folder of models is empty
+    page.wait(lambda: "vidattn demo --models FOLDER" in page.text(".va-needed"), "what is needed")
+    page.tab("Attention")
+    page.wait(lambda: page.find(".va-look input[type=number]"), "its controls")
+    page.fill(".va-size input", 128)
+    page.fill(".va-steps input[type=number]", 2)
+    page.fill(".va-look input[type=number]", 2)
+    page.click(".va-go")
+    page.wait(lambda: "Step 2. On average" in page.state(), "the heat map")
+    assert page.find(".va-heat img")
+    page.tab("Picture")
+
+
 def test_two_persons_get_their_own_pictures(app: Served, page: chromium.Page):
     other = chromium.Page(page.driver, app.url, new=True)
     other.order(steps=2, seed=22)
