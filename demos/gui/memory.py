@@ -8,20 +8,22 @@ from typing import Any
 import torch
 
 GIB = 2**30
+_FRAMES = 8  # that a VAE decodes at a time: Wan's 4; others tile
 _SAMPLE = 0.02  # seconds between looks at the process's memory
 
 
 def needed(pipe: Any, height: int, width: int, frames: int = 1) -> int:
     """About how many bytes a run takes beyond the weights: the larger of decoding and one forward.
 
-    The VAE's last block holds about ten maps of its narrowest width at full size (measured on emoji-flux: 10 at
-    512 px, 7 at 1024); a transformer's block holds about six vectors of its width per latent.
+    The VAE's last block holds about ten maps of its narrowest width at full size (measured on emoji-flux: 10
+    at 512 px, 7 at 1024), of clips for a few frames at a time; a transformer's block holds about six vectors
+    of its width per latent.
     """
     size = torch.finfo(_dtype(pipe)).bits // 8
     pixels = height * width * frames
     config = getattr(getattr(pipe, "vae", None), "config", {})
     widths = config.get("block_out_channels") or [config.get("base_dim", 64)]
-    decoding = 10 * pixels * min(widths) * size
+    decoding = 10 * height * width * min(frames, _FRAMES) * min(widths) * size
     model = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
     inner = model.config if model is not None else {}
     heads, head = inner.get("num_attention_heads") or 16, inner.get("attention_head_dim") or 64
