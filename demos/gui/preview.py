@@ -55,7 +55,7 @@ def draw(pattern: Pattern, grid: Grid, query: Grid | None = None, view: str = VI
     panel = (
         query_panel(pattern, layout, place, SIDE)
         if view == VIEWS[0]
-        else tile_panel(pattern, layout, place, pattern.plan(layout), SIDE)
+        else tile_panel(pattern, layout, place, SIDE)
     )
     return Preview(panel.image, _legend(panel), panel.caption + facts(pattern, layout))
 

@@ -8,18 +8,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vidattn.backends import dense, flex, natten, tiles, xformers
-from vidattn.backends.base import Backend
+from vidattn.backends import blocks, dense, flex, natten, tiles, xformers
+from vidattn.backends.base import Backend, Saved
 from vidattn.backends.problem import Problem
 from vidattn.layout import TokenLayout
-from vidattn.patterns import Pattern
+from vidattn.patterns import Pattern, Segments
 from vidattn.patterns.text import nearest
 
 
-def _run_tiles(
+def _run_torch(
     problem: Problem, query: Tensor, key: Tensor, value: Tensor, return_lse: bool
 ) -> tuple[Tensor, Tensor]:
+    if problem.lists is not None:
+        return blocks.forward(problem, problem.lists, query, key, value)
     return tiles.forward(problem, query, key, value)
+
+
+def _differentiate_torch(
+    problem: Problem, saved: Saved, grad_out: Tensor, grad_lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    if problem.lists is not None:
+        return blocks.backward(problem, problem.lists, saved, grad_out, grad_lse)
+    return tiles.backward(problem, saved, grad_out, grad_lse)
 
 
 BACKENDS: dict[str, Backend] = {
@@ -28,8 +38,8 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             "torch",
             "runs the plan with tensor operations on any device; memory linear in tokens",
-            _run_tiles,
-            tiles.backward,
+            _run_torch,
+            _differentiate_torch,
         ),
         Backend(
             "dense",
@@ -113,6 +123,8 @@ def resolve(
         return name, "asked for"
     if pattern.covers(layout.grid):
         return "dense", "every query sees every key"
+    if isinstance(pattern, Segments):
+        return "dense", "one call for each group of segments, without a mask"
     probe = torch.empty(1, 1, 1, 64, dtype=torch.bfloat16, device=device).expand(1, layout.tokens, 1, 64)
     backend, why = pick(name, Problem(pattern, layout, 1.0), probe, probe, probe)
     return backend.name, why

@@ -63,9 +63,12 @@ def patch(
             ``supported()``.
         pattern: a ``vidattn.patterns.Pattern``; its text form (``"neighborhood:window=17x17"``); a preset's
             name (``"neighborhood"``, ``"sliding"``, ``"clear"``, ``"grat-b"``, ``"grat-x"``, ``"radial"``,
-            ``"full"``), with defaults chosen for the model and the grid; a dictionary ``{layer name glob:
-            pattern or None}``, where the first match counts and layers without one stay dense; or the path of
-            a JSON recipe with arguments of this function.
+            ``"full"``), with defaults chosen for the model and the grid; a stage ``{"pattern": ..., "steps":
+            (start, end), "branch": "conditional" or "unconditional"}``, which counts in that part of the
+            run's steps (shares from 0 to 1) and in that branch of guidance, or a list of stages, of which the
+            first that holds counts, and none means dense; a dictionary ``{layer name glob: any of these or
+            None}``, where the first match counts and layers without one stay dense; or the path of a JSON
+            recipe with arguments of this function. Stages need a pipeline.
         weights: a .safetensors file with tensors of the model, for preset "clear"; they are taken out by
             ``unpatch``.
         dense_steps: how many steps at the beginning of each run stay dense. A pipeline's scheduler tells the
@@ -119,23 +122,31 @@ def patch(
 
 def _prepare(targets: list[Target], settings: Settings, pipe: Any) -> list[ModelPatch]:
     """The patches of all models, complete but not attached."""
-    if settings.dense_last_steps and getattr(getattr(pipe, "scheduler", None), "timesteps", None) is None:
-        raise ValueError(
-            f"dense_last_steps={settings.dense_last_steps}: a model on its own does not know how many steps a"
-            " run has; patch the pipeline"
-        )
+    _check_schedule(pipe, "dense_last_steps", settings.dense_last_steps)
     planned = plan_rules(targets, settings.pattern, settings.dense_layers, settings.options)
+    stages = {stage for layers in planned for _, found in layers for stage in found}
+    _check_schedule(pipe, "steps", next((s.steps for s in stages if s.by_steps), None))
+    _check_schedule(pipe, "branch", next((s.branch for s in stages if s.branch), None))
     weights = read_weights(settings.weights, targets[0].model) if settings.weights is not None else None
-    clock = StepClock(pipe, settings.dense_steps, settings.dense_last_steps)
+    positions = any(stage.when for stage in stages)
+    clock = StepClock(pipe, settings.dense_steps, settings.dense_last_steps, positions)
     made = []
-    for target, rules in zip(targets, planned, strict=True):
-        specs = [SlotSpec(rule, layer.group, settings.backend, settings.strict) for layer, rule in rules]
-        layers, slots = share_slots([layer for layer, _ in rules], specs)
+    for target, found in zip(targets, planned, strict=True):
+        specs = [SlotSpec(each, layer.group, settings.backend, settings.strict) for layer, each in found]
+        layers, slots = share_slots([layer for layer, _ in found], specs)
         own_clock = clock if pipe is not None else StepClock(None, settings.dense_steps, 0)
         patch = ModelPatch(target.component, target.family, layers, slots, own_clock, settings)
         patch.weights = weights if target is targets[0] else None
         made.append(patch)
     return made
+
+
+def _check_schedule(pipe: Any, argument: str, value: Any) -> None:
+    if value and getattr(getattr(pipe, "scheduler", None), "timesteps", None) is None:
+        raise ValueError(
+            f"{argument}={value!r}: a model on its own does not know how many steps a run has;"
+            " patch the pipeline"
+        )
 
 
 def unpatch(pipe_or_model: Any) -> None:

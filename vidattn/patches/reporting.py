@@ -10,7 +10,7 @@ from typing import Any
 from vidattn.patches.log import Outcome
 from vidattn.patches.model_patch import ModelPatch, Planned, patch_of
 from vidattn.patches.slots import Decision
-from vidattn.patches.steps import ALL, FIRST, LAST
+from vidattn.patches.steps import ALL, FIRST, LAST, MIDDLE
 from vidattn.patches.targets import modules_of
 
 _COLUMNS = ("model", "layers", "steps", "grid", "text", "pattern", "density", "backend", "forwards", "why")
@@ -65,7 +65,7 @@ class Report:
         total = sum(weight for _, weight in rows)
         density = sum(row.density * weight for row, weight in rows) / total if total else None
         planned = [
-            (p.component or p.family.name, x.layer.name, str(p.slots[x.slot].spec.rule))
+            (p.component or p.family.name, x.layer.name, "; ".join(map(str, p.slots[x.slot].spec.stages)))
             for p in patches
             for x in p.planned
         ]
@@ -131,7 +131,7 @@ def _rows(patch: ModelPatch) -> list[tuple[LayerReport, float]]:
             if slot == planned.slot:
                 row = _row(patch, planned, decision, outcomes.get((planned.layer.name, decision)), count)
                 pairs = float(decision.layout.tokens) ** 2 if decision.layout is not None else 0.0
-                made.append((row, pairs * count))
+                made.append((row, pairs * count * decision.share))
     return made
 
 
@@ -163,7 +163,7 @@ def _steps_text(steps: str, patch: ModelPatch) -> str:
         return f"first {patch.clock.first}"
     if steps == LAST:
         return f"last {patch.clock.last}"
-    return "all" if steps == ALL else "others"
+    return {ALL: "all", MIDDLE: "others"}.get(steps, steps)
 
 
 # ---------------------------------------------------------------------- printing

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from vidattn.layout import TokenLayout
-from vidattn.patches.presets import Rule
+from vidattn.patches.schedule import Stage
 from vidattn.patterns import Pattern
 
 SLOT = "_vidattn_slot"
@@ -32,8 +32,9 @@ class Decision:
     why calls with an attention mask run dense; "" when the mask hides what ``Slot.text_valid`` says. Graphs
     read ``extent``, an empty tensor of the grid's shape, and ``text``, the side on which text stands
     ("before", "after", "both" or ""), instead of numbers: numbers would be constants to them, and every size
-    a new graph. The layout has no ``text_valid``: one decision serves prompts of all lengths. ``trimmed`` as
-    in a family's reading.
+    a new graph. The layout has no ``text_valid``: one decision serves prompts of all lengths. ``trimmed``
+    and ``own_text`` as in a family's reading. Where items of a batch run differently, ``parts`` has a
+    decision for each of its equal pieces, and the rest means nothing; ``share`` is a part's of the batch.
     """
 
     layout: TokenLayout | None
@@ -47,14 +48,24 @@ class Decision:
     mask_reason: str = ""
     text: str = ""
     trimmed: bool = False
+    own_text: bool = False
     extent: Tensor | None = None
+    parts: tuple[Decision, ...] = ()
+    share: float = 1.0
+
+    def each(self) -> tuple[Decision, ...]:
+        """The parts, or the decision itself."""
+        return self.parts or (self,)
 
 
 @dataclass(frozen=True)
 class SlotSpec:
-    """What is fixed when a model is patched: whence the pattern, for which layers, and who computes it."""
+    """What is fixed when a model is patched: whence the pattern, for which layers, and who computes it.
 
-    rule: Rule
+    The first of the ``stages`` that holds counts; where none does, the layers are dense.
+    """
+
+    stages: tuple[Stage, ...]
     group: Any
     backend: str
     strict: bool
