@@ -9,6 +9,7 @@ from typing import Any
 from vidattn.layout import Grid
 from vidattn.patches.presets import PRESETS, preset_rule
 from vidattn.patterns import PATTERNS, Pattern
+from vidattn.patterns.topk import SCORES
 
 Value = float | int | bool | str
 
@@ -22,13 +23,18 @@ TITLES = {
     "sta": "window of tiles",
     "spatial": "near frames",
     "temporal": "same places",
+    "topk": "best tiles",
+    "hierarchical": "parts",
+    "svg": "frames or places",
 }
 """What each token sees, in plain words; others go by their name."""
-_VIDEO_ONLY = frozenset({"radial", "sta", "spatial", "temporal"})
+_VIDEO_ONLY = frozenset({"radial", "sta", "spatial", "temporal", "svg"})
 _CHOICES = {
     "region": ("blocks", "cross"),
     "cross": ("planes", "lines"),
     "variant": ("paper", "release"),
+    "score": SCORES,
+    "branches": ("close", "remote", "close+remote"),
 }
 # field: (lowest, highest, step) of its slider, in tokens unless it is a share
 _RANGES: dict[str, tuple[float, float, float]] = {
@@ -44,6 +50,10 @@ _RANGES: dict[str, tuple[float, float, float]] = {
     "block": (16, 256, 16),
     "width": (0.25, 8, 0.25),
     "keep": (0.05, 1, 0.05),
+    "mass": (0.5, 1, 0.01),
+    "pooled": (0, 8, 2),
+    "rows": (16, 256, 16),
+    "parts": (1, 8, 1),
 }
 _STARTS: dict[tuple[str, str], Any] = {
     ("neighborhood", "window"): 17,
@@ -52,7 +62,7 @@ _STARTS: dict[tuple[str, str], Any] = {
     ("groups", "size"): (4, 8, 8),
     ("sta", "window"): (3, 3, 3),
 }
-_RARE = frozenset({"stride", "dilation", "causal", "cross", "block", "sink", "variant"})
+_RARE = frozenset("stride dilation causal cross block sink variant pooled mass rows".split())
 """Fields that stand under "more"."""
 _AXES = ("frames", "height", "width")
 
@@ -168,7 +178,8 @@ def preset_pattern(name: str, moving: bool, grid: Grid, native: tuple[int, int])
 def _settable(name: str) -> bool:
     known = ("Size", "float", "int", "bool", "str")
     return all(
-        str(field.type).split(" | ")[0] in known and (field.type != "str" or field.name in _CHOICES)
+        field.default is None  # optional, and left at what the pattern makes of it
+        or (str(field.type).split(" | ")[0] in known and (field.type != "str" or field.name in _CHOICES))
         for field in dataclasses.fields(PATTERNS[name])
     )
 
@@ -176,7 +187,7 @@ def _settable(name: str) -> bool:
 def _controls(name: str, field: dataclasses.Field[Any], moving: bool) -> list[Control]:
     kind = str(field.type).split(" | ")[0]
     start = _STARTS.get((name, field.name), field.default)
-    if start is None:  # an optional field, left at what the pattern makes of it
+    if start is None:
         return []
     if kind == "bool":
         return [Control(name, field.name, None, "tick", bool(start))]

@@ -12,6 +12,7 @@ from vidattn.drawing.frames import FrameView
 from vidattn.drawing.sheet import Panel
 from vidattn.layout import Grid, TokenLayout
 from vidattn.patterns import Pattern
+from vidattn.patterns.dynamic import DynamicPattern
 
 SIDE = 480
 MOST_TOKENS = 1 << 15
@@ -80,7 +81,9 @@ def facts(pattern: Pattern, layout: TokenLayout) -> list[str]:
         f"{layout.grid_tokens:,} tokens ({grid.removeprefix('1x')}).",
         f"{density:.1%} of all pairs are seen, {visited:.1%} are computed (whole tiles).",
     ]
-    if pattern.covers(layout.grid):
+    if isinstance(pattern, DynamicPattern):
+        lines.append("The keys are chosen from the data, by head: the drawing is an example.")
+    elif pattern.covers(layout.grid):
         lines.append("Every token sees every other: this is dense attention.")
     return lines
 

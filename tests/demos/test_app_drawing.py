@@ -17,7 +17,7 @@ STILL, CLIP = (1, 20, 24), (5, 12, 16)
 @pytest.mark.parametrize("moving", [False, True], ids=["still", "clip"])
 def test_every_pattern_has_controls_that_make_it(moving: bool):
     names = controls.pattern_names(moving)
-    assert {"neighborhood", "sliding", "disc", "groups"} <= set(names)
+    assert {"neighborhood", "sliding", "disc", "groups", "topk", "hierarchical"} <= set(names)
     assert ("radial" in names) == moving
     assert "perhead" not in names  # a list of patterns is nothing for a slider
     grid = CLIP if moving else STILL
@@ -85,6 +85,8 @@ def test_queries_outside_are_moved_onto_the_grid():
     assert preview.on_grid(None, (1, 8, 10)) == (0, 4, 5)
     assert preview.on_grid((3, 99, -1), (1, 8, 10)) == (0, 7, 0)
     assert preview.draw(Disc(2), (1, 8, 8), (0, 50, 50), preview.VIEWS[1]).legend[0][0] == "#d6392e"
+    chosen = preview.draw(controls.pattern_of("topk", False, {}), (1, 8, 8))
+    assert any("chosen from the data" in fact for fact in chosen.facts)
     with pytest.raises(ValueError, match="too many to draw"):
         preview.draw(Disc(2), (1, 256, 256))
 
