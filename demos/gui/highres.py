@@ -11,7 +11,7 @@ from vidattn.cli import generation
 from vidattn.pipelines import Stage, upscale_generate
 
 from . import memory
-from .catalog import Catalog
+from .catalog import Catalog, Facts
 from .engine import Job, Step
 from .generate import progress_of, stoppable
 from .order import Order
@@ -29,6 +29,8 @@ class Stages:
         done: (record, picture) of each.
         total: stages in all.
         direct: what was made at full size at once, and its seconds; None if not asked for or not yet there.
+        call: arguments of the pipeline's call, but for the size.
+        base: size of the first stage; None leaves it to ``upscale_generate``.
     """
 
     order: Order
@@ -37,6 +39,7 @@ class Stages:
     total: int = 0
     direct: tuple[Image.Image, float] | None = None
     call: dict[str, Any] = field(default_factory=dict)
+    base: tuple[int, int] | None = None
 
 
 def run_stages(job: Job, catalog: Catalog, order: Order, guidance: str) -> Stages:
@@ -56,6 +59,7 @@ def run_stages(job: Job, catalog: Catalog, order: Order, guidance: str) -> Stage
     call = order.call(model)
     memory.check(model.pipe, order.height, order.width)
     made = Stages(order, guidance, call={k: v for k, v in call.items() if k not in ("height", "width")})
+    made.base = first_size(catalog.facts(order.model), order.height, order.width)
 
     def finished(stage: Stage, index: int, total: int, pictures: list[Any]) -> None:
         made.done.append((stage, pictures[0]))
@@ -67,6 +71,7 @@ def run_stages(job: Job, catalog: Catalog, order: Order, guidance: str) -> Stage
         upscale_generate(
             model.pipe,
             size=(order.height, order.width),
+            base=made.base,
             guidance=None if guidance == "none" else guidance,
             seed=order.seed,
             patch_options={"min_tokens": 0},
@@ -83,6 +88,18 @@ def run_stages(job: Job, catalog: Catalog, order: Order, guidance: str) -> Stage
     return made
 
 
+def first_size(facts: Facts, height: int, width: int) -> tuple[int, int] | None:
+    """The size that the model is at home at, by its folder, with the proportions of the target.
+
+    None if that is unknown, or not smaller than the target.
+    """
+    if "height" not in facts.defaults or "width" not in facts.defaults:
+        return None
+    share = (facts.defaults["height"] * facts.defaults["width"] / (height * width)) ** 0.5
+    base = tuple(max(1, round(side * share / facts.step)) * facts.step for side in (height, width))
+    return (base[0], base[1]) if share < 1 else None
+
+
 def lines(catalog: Catalog, made: Stages, head: str) -> str:
     """The Python lines that make the last stage again; ``head`` loads the model."""
     guidance = None if made.guidance == "none" else made.guidance
@@ -92,6 +109,7 @@ made = upscale_generate(
     pipe,
     {made.call["prompt"]!r},
     size=({made.order.height}, {made.order.width}),
+    base={made.base},
     guidance={guidance!r},
     seed={made.order.seed},
     patch_options={{"min_tokens": 0}},

@@ -51,6 +51,7 @@ class HighResolutionTab:
                     show_label=False,
                     format="png",
                     columns=3,
+                    fit_columns=False,
                     height=520,
                     object_fit="contain",
                     interactive=False,

@@ -21,7 +21,7 @@ from PIL import Image
 from tests.demos.chromium import Page, browser
 
 ROOT = Path(__file__).parent.parent.parent
-VIEW = (1500, 1060)
+VIEW = (1500, 1180)
 
 
 @contextmanager
@@ -64,6 +64,7 @@ def others(page: Page, out: Path, steps: int) -> None:
     save(page, out / "app-attention.png")
     page.tab("High resolution")
     page.fill(".va-size input", "384")
+    page.fill(".va-seed input", "2")  # which closes the list of sizes
     page.fill(".va-first-steps input[type=number]", steps)
     page.click(".va-go")
     page.wait(lambda: page.state() == "Done.", "all stages")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 import threading
 import urllib.request
 from pathlib import Path
@@ -17,7 +15,7 @@ import torch
 from PIL import Image
 
 from demos.gui import attention, generate, heatmap, highres, memory
-from demos.gui.catalog import Catalog
+from demos.gui.catalog import Catalog, Facts
 from demos.gui.clips import clip_url, frame_of
 from demos.gui.engine import Cancelled, Engine, Job, Step
 from demos.gui.order import Order
@@ -27,7 +25,6 @@ from vidattn.patches.model_patch import patch_of
 from vidattn.patterns import Disc, Full, Neighborhood
 from vidattn.pipelines import Stage
 
-ROOT = Path(__file__).parent.parent.parent
 PROMPT = "a photo of a red dog"
 
 
@@ -212,7 +209,7 @@ def test_measuring_one_step_and_drawing_it(models: Path, catalog: Catalog):
 
 # ---------------------------------------------------------------------- high resolution, video
 def test_stages_appear_as_they_finish_and_can_be_made_again(models: Path, catalog: Catalog):
-    mine, asked = job(), order(models, height=2048 // 8, width=2048 // 8, steps=2, pattern=Full())
+    mine, asked = job(), order(models, height=256, width=256, steps=2, pattern=Full())
     made = highres.run_stages(mine, catalog, asked, "frequency")
     told = [each for each in news(mine) if isinstance(each, highres.Stages)]
     assert len(told) == made.total + 1  # one for each stage, one for the picture made at once
@@ -227,6 +224,14 @@ def test_stages_appear_as_they_finish_and_can_be_made_again(models: Path, catalo
         highres.run_stages(job(), catalog, asked, "magic")
 
 
+def test_the_first_stage_has_the_size_that_the_model_is_at_home_at():
+    facts = Facts("m", "P", 16, 0, "", {"height": 256, "width": 256})
+    assert highres.first_size(facts, 1024, 1024) == (256, 256)
+    assert highres.first_size(facts, 512, 1024) == (176, 368)
+    assert highres.first_size(facts, 256, 256) is None
+    assert highres.first_size(Facts("m", "P", 16, 0, "", {}), 1024, 1024) is None
+
+
 def test_clips_are_addresses_that_hold_them():
     frames = [Image.new("RGB", (32, 16), (40 * i, 0, 0)) for i in range(5)]
     with urllib.request.urlopen(clip_url(frames)) as answer:
@@ -236,45 +241,3 @@ def test_clips_are_addresses_that_hold_them():
     assert frame_of(pairs, 2.0) == (frames[1], frames[3])
     assert frame_of(pairs, 99) == (frames[4], frames[0])
     assert frame_of(None, 1) is None
-
-
-# ---------------------------------------------------------------------- the page
-BUILD = """
-import json, sys
-import gradio
-from demos import app
-
-made = app.build_app([sys.argv[1]], device="cpu")
-given = {}
-gradio.Blocks.launch = lambda self, **options: given.update(options)
-app.launch(made)
-config = made.get_config_file()
-print(json.dumps({
-    "blocks": isinstance(made, gradio.Blocks),
-    "analytics": made.analytics_enabled,
-    "visibility": sorted({each["api_visibility"] for each in config["dependencies"]}),
-    "tabs": [c["props"].get("label") for c in config["components"] if c["type"] == "tabitem"],
-    "models": [c["props"]["choices"] for c in config["components"] if c["props"].get("label") == "Model"],
-    "host": given["server_name"],
-    "share": given["share"],
-    "fonts": str(given["theme"]._font_css),
-}))
-made.close_engine()
-"""
-
-
-def test_the_page_builds_and_is_served_to_this_machine_only(models: Path):
-    pytest.importorskip("gradio", minversion="6.0")
-    # of its own, because gradio leaves event loops unclosed, and warnings are errors here
-    command = [sys.executable, "-c", BUILD, str(models)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    page = json.loads(done.stdout)
-    assert page["blocks"]
-    assert not page["analytics"]
-    assert page["visibility"] == ["private"]
-    assert {"Picture", "High resolution", "Attention", "Video"} <= set(page["tabs"])
-    assert (page["host"], page["share"]) == ("127.0.0.1", False)
-    assert "http" not in page["fonts"]
-    names = [[name for name, _ in choices] for choices in page["models"]]
-    assert names == [["emoji-flux", str(models / "flux")]] * 3 + [[str(models / "wan")]]

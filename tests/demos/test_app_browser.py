@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,10 +20,7 @@ import pytest
 from tests.demos import chromium
 
 pytest.importorskip("gradio", minversion="6.0", reason="the app needs gradio (extra demo)")
-pytestmark = [
-    pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missing() or "-"),
-    pytest.mark.xdist_group("app"),
-]
+pytestmark = pytest.mark.xdist_group("app")
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -64,6 +62,8 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    if reason := chromium.missing():
+        pytest.skip(reason)
     with chromium.browser(tmp_path_factory.mktemp("profile")) as made:
         yield made
 
@@ -76,6 +76,20 @@ def page(app: Served, driver: Any) -> chromium.Page:
 
 def done(page: chromium.Page) -> str:
     return page.wait(lambda: "PSNR" in page.state() and page.state(), "the end of both runs")
+
+
+def test_the_page_builds_and_is_for_this_machine_only(app: Served):
+    page = json.loads(chromium.fetch(f"{app.url.rstrip('/')}/config"))
+    assert app.url.startswith("http://127.0.0.1:")
+    assert page["title"] == "vidattn"
+    assert not page["analytics_enabled"]
+    assert {each["api_visibility"] for each in page["dependencies"]} == {"private"}
+    tabs = [each["props"].get("label") for each in page["components"] if each["type"] == "tabitem"]
+    assert {"Picture", "High resolution", "Attention", "Video"} <= set(tabs)
+    models = [
+        each["props"]["choices"] for each in page["components"] if each["props"].get("label") == "Model"
+    ]
+    assert models == [[["emoji-flux", "emoji-flux"]]] * 3  # no model for clips is there
 
 
 def test_generate_patched_and_dense(page: chromium.Page):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +63,24 @@ def _serve(arguments: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     app = module.build_app(arguments.models, arguments.device, arguments.dtype)
     try:
-        _, address, _ = module.launch(
-            app, arguments.host, arguments.port, quiet=True, prevent_thread_lock=True
-        )
+        address = _launch(module, app, arguments)
         print(f"vidattn demo: {address} (Ctrl-C stops it)", flush=True)
-        app.block_thread()
-    except OSError as error:
-        raise BadArgument("--port", f"cannot listen on {arguments.host}: {error}") from error
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
     finally:
         app.close(verbose=False)
         app.close_engine()
+
+
+def _launch(module: Any, app: Any, arguments: argparse.Namespace) -> str:
+    """Start serving; returns the address."""
+    try:
+        _, address, _ = module.launch(
+            app, arguments.host, arguments.port, quiet=True, prevent_thread_lock=True
+        )
+    except OSError as error:
+        raise BadArgument("--port", f"cannot listen on {arguments.host}: {error}") from error
+    return str(address)
 
 
 def load_app() -> Any:
