@@ -133,7 +133,7 @@ class PatternPicker:
 
     def _cost(self, facts: Facts | None, pattern: Pattern, size: str, frames: int) -> list[str]:
         """The predicted times, in words."""
-        if facts is None or facts.denoiser is None:
+        if facts is None or facts.denoiser is None or pattern.covers(grid_of(facts, size, frames)):
             return []
         where = self.subject.shop.catalog
         times = step_seconds(facts.denoiser, pattern, read_size(size), frames, where.device, where.dtype)
@@ -169,7 +169,7 @@ class PatternPicker:
 
 def _widget(control: controls.Control) -> Any:
     label = control.label
-    options: dict[str, Any] = {"label": label, "min_width": 100}
+    options: dict[str, Any] = {"label": label, "min_width": 150}
     options["elem_classes"] = f"va-control-{control.pattern}-{control.field}"
     if control.kind == "tick":
         return gr.Checkbox(bool(control.start), **options)

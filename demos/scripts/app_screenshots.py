@@ -64,7 +64,6 @@ def others(page: Page, out: Path, steps: int) -> None:
     save(page, out / "app-attention.png")
     page.tab("High resolution")
     page.fill(".va-size input", "384")
-    page.fill(".va-seed input", "2")  # which closes the list of sizes
     page.fill(".va-first-steps input[type=number]", steps)
     page.click(".va-go")
     page.wait(lambda: page.state() == "Done.", "all stages")
@@ -75,8 +74,10 @@ def video(page: Page, out: Path) -> None:
     """The tab for clips, with a tiny model of random weights: it shows the layout, not pictures."""
     page.tab("Video")
     page.wait(lambda: page.find(".va-drawing img"), "the first drawing")
-    page.fill(".va-size input", "128")
     page.fill(".va-steps input[type=number]", 4)
+    page.fill(".va-dense input[type=number]", 0)
+    for number in range(3):
+        page.fill(".va-control-neighborhood-window input[type=number]", 7 if number else 3, number)
     page.click(".va-go")
     page.wait(lambda: "times as" in page.state(), "both clips")
     save(page, out / "app-video.png")

@@ -73,10 +73,11 @@ class Page:
         """Go to this person's window."""
         self.driver.switch_to.window(self.window)
 
-    def find(self, selector: str) -> Any:
-        """The first visible element, or None."""
+    def find(self, selector: str, number: int = 0) -> Any:
+        """The first visible element, or the one of that number, or None."""
         found = self.driver.find_elements("css selector", selector)
-        return next((element for element in found if element.is_displayed()), None)
+        visible = [element for element in found if element.is_displayed()]
+        return visible[number] if number < len(visible) else None
 
     def wait(self, condition: Callable[[], Any], what: str) -> Any:
         """The condition's first true value."""
@@ -92,15 +93,16 @@ class Page:
             time.sleep(0.1)
         raise AssertionError(f"waited {self.patience} s for {what}; the page says {self.state()!r}")
 
-    def fill(self, selector: str, text: object) -> None:
-        """Type into a field, over what stands there."""
+    def fill(self, selector: str, text: object, number: int = 0) -> None:
+        """Type into a field, over what stands there; ``number`` counts fields of that kind."""
         from selenium.webdriver.common.keys import Keys
 
-        field = self.wait(lambda: self.find(selector), selector)
+        field = self.wait(lambda: self.find(selector, number), selector)
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", field)
         field.click()
         field.send_keys(Keys.CONTROL, "a")
-        field.send_keys(str(text), Keys.TAB)
+        # a list of choices stays open after a tab
+        field.send_keys(str(text), Keys.ENTER if field.get_attribute("role") == "listbox" else Keys.TAB)
 
     def click(self, selector: str) -> None:
         """Click what is there, wherever it is on the page."""
@@ -134,15 +136,8 @@ class Page:
         self.fill(".va-steps input[type=number]", steps)
         self.fill(".va-dense input[type=number]", 0)
         self.fill(".va-seed input", seed)
-        for field in self.driver.find_elements(
-            "css selector", ".va-control-neighborhood-window input[type=number]"
-        ):
-            if field.is_displayed():
-                from selenium.webdriver.common.keys import Keys
-
-                field.click()
-                field.send_keys(Keys.CONTROL, "a")
-                field.send_keys(str(window), Keys.TAB)
+        for number in range(2):
+            self.fill(".va-control-neighborhood-window input[type=number]", window, number)
 
     def pictures(self) -> list[Image.Image]:
         """The pictures under the before/after slider: dense, patched."""
