@@ -1,6 +1,9 @@
 """Mixers: modules through which the tokens of a map (B, *grid, C) see each other, one file each."""
 
 from vidattn.backbones.mixers.base import Mixer
+from vidattn.backbones.mixers.gated import GatedSoftmaxAttention
+from vidattn.backbones.mixers.mala import MALA
 from vidattn.backbones.mixers.neighborhood import NeighborhoodAttention
+from vidattn.backbones.mixers.rala import RALA
 
-__all__ = ["Mixer", "NeighborhoodAttention"]
+__all__ = ["MALA", "RALA", "GatedSoftmaxAttention", "Mixer", "NeighborhoodAttention"]
