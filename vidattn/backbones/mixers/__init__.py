@@ -2,8 +2,9 @@
 
 from vidattn.backbones.mixers.base import Mixer
 from vidattn.backbones.mixers.gated import GatedSoftmaxAttention
+from vidattn.backbones.mixers.hilo import HiLoAttention
 from vidattn.backbones.mixers.mala import MALA
 from vidattn.backbones.mixers.neighborhood import NeighborhoodAttention
 from vidattn.backbones.mixers.rala import RALA
 
-__all__ = ["MALA", "RALA", "GatedSoftmaxAttention", "Mixer", "NeighborhoodAttention"]
+__all__ = ["MALA", "RALA", "GatedSoftmaxAttention", "HiLoAttention", "Mixer", "NeighborhoodAttention"]

@@ -13,8 +13,8 @@ class MALA(GatedMixer):
 
     With f = elu + 1, t = 1 / sqrt(D) and z_i = t f(q_i) . mean_j f(k_j), the output is
     t (1 + 1 / (z_i + 1e-6)) f(q_i) mean_j f(k_j) v_j^T - z_i mean_j v_j, rotations in the first term only.
-    Rows of weights sum to one (without rotations) and can be negative. The paper writes it without t; this is the
-    released code's form.
+    Rows of weights sum to one (without rotations) and can be negative. The paper writes it without t; this
+    is the released code's form.
 
     Args and errors are those of :class:`vidattn.backbones.mixers.gated.GatedMixer`.
     """
