@@ -272,6 +272,12 @@ class Backbone(nn.Module):
         """Recompute blocks in the backward pass instead of keeping their activations."""
         self.grad_checkpointing = enable
 
+    @property
+    def folds(self) -> list[tuple[str, list[str]]]:
+        """The last norm and the head that alone reads it, through a mean."""
+        single = len(self.neck_at) == 1 and self.global_pool == "avg" and self.num_classes > 0
+        return [(self.neck_at[0], [self.head_at])] if single else []
+
     # -- loading
 
     def fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

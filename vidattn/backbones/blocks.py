@@ -54,6 +54,16 @@ class Block(nn.Module):
             self.route.append((branch.name, norm, scale, branch.drop))
         self.drop_path = DropPath(drop_path)
 
+    @property
+    def folds(self) -> list[tuple[str, list[str]]]:
+        """Norms, and the linear layers that alone read them: those that a module names in ``reads``."""
+        modules = ((norm, name, getattr(self, name)) for name, norm, _, _ in self.route if norm)
+        return [
+            (norm, [f"{name}.{reader}" for reader in module.reads])
+            for norm, name, module in modules
+            if hasattr(module, "reads")
+        ]
+
     def forward(self, x: Tensor, prefix: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """One map and its prefix tokens in, the same out."""
         for name, norm, scale, drop in self.route:

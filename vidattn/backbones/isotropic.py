@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidattn.backbones.backbone import Backbone, Names, Options, truncated_normal
 from vidattn.backbones.blocks import Block
+from vidattn.backbones.layers.positions import resize_positions
 
 
 @dataclass(frozen=True)
@@ -143,13 +143,3 @@ class Isotropic(Backbone):
             "stem": f"^(?:{re.escape(self.stem_at)}|cls_token|pos_embed)",
             "blocks": [(f"^{blocks}", None), (f"^(?:{neck})", (99999,))],
         }
-
-
-def resize_positions(table: Tensor, grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
-    """Learned positions (1, N, C) of a grid as a map (1, *wanted, C), bicubically where the size differs."""
-    square = table.unflatten(1, grid)
-    if grid == wanted:
-        return square
-    image = square.permute(0, 3, 1, 2).float()
-    resized = F.interpolate(image, wanted, mode="bicubic", antialias=True, align_corners=False)
-    return resized.permute(0, 2, 3, 1).to(table.dtype)

@@ -16,6 +16,8 @@ class Mlp(nn.Module):
         hidden: channels between.
     """
 
+    reads = ("fc1",)
+
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)

@@ -18,6 +18,8 @@ class PatchEmbed(nn.Module):
         norm: a norm over the channels; None leaves it out.
     """
 
+    folds_back = (("proj", "norm"),)
+
     def __init__(self, in_chans: int, dim: int, patch: int, norm: nn.Module | None = None) -> None:
         super().__init__()
         self.patch = patch

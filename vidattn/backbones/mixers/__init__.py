@@ -4,9 +4,12 @@ from vidattn.backbones.mixers.base import Mixer
 from vidattn.backbones.mixers.bi_level import AttentionLePE, BiLevelRoutingAttention
 from vidattn.backbones.mixers.gated import GatedSoftmaxAttention
 from vidattn.backbones.mixers.hilo import HiLoAttention
+from vidattn.backbones.mixers.inline import InLineAttention
 from vidattn.backbones.mixers.mala import MALA
 from vidattn.backbones.mixers.neighborhood import NeighborhoodAttention
 from vidattn.backbones.mixers.rala import RALA
+from vidattn.backbones.mixers.simplified_linear import SimplifiedLinearAttention
+from vidattn.backbones.mixers.window import WindowAttention
 
 __all__ = [
     "MALA",
@@ -15,6 +18,9 @@ __all__ = [
     "BiLevelRoutingAttention",
     "GatedSoftmaxAttention",
     "HiLoAttention",
+    "InLineAttention",
     "Mixer",
     "NeighborhoodAttention",
+    "SimplifiedLinearAttention",
+    "WindowAttention",
 ]
