@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vidattn import backends
 from vidattn.backends.pays import why_dense
 from vidattn.layout import TokenLayout
-from vidattn.patches import routes
+from vidattn.patches import own_calls, routes
 from vidattn.patches.checkpointing import keep_decisions, release_decisions
 from vidattn.patches.families import Arguments, Family, GridUnreadable, Layer, Reading
 from vidattn.patches.log import LayerLog, RunLog
@@ -95,7 +95,7 @@ class ModelPatch:
                 # not nn.Module.__setattr__: nothing is registered, so state_dict and saving do not change
                 module.__dict__[SLOT] = self.slots[planned.slot]
                 module.__dict__[LAYER] = LayerLog(planned.layer.name, self.log)
-                routes.cover(module.processor)
+                own_calls.cover(module)
             model.register_forward_pre_hook(self._hook, with_kwargs=True)
             model.__dict__[PATCH] = self
 
@@ -125,7 +125,7 @@ class ModelPatch:
             RuntimeError: the patch is strict and a layer would fall back to dense attention.
         """
         for planned in self.planned:
-            routes.cover(planned.layer.module.processor)
+            own_calls.cover(planned.layer.module)
         reading, trouble = self._read(model, arguments)
         family = self.family
         timestep = arguments.get(family.timestep)
