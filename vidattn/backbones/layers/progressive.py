@@ -27,8 +27,11 @@ class RepBN(nn.Module):
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """(factor, offset) per channel that this is in evaluation mode."""
-        factor = self.bn.weight / (self.bn.running_var + self.bn.eps).sqrt()  # type: ignore[operator]
-        return factor + self.alpha, self.bn.bias - factor * self.bn.running_mean
+        mean, variance = self.bn.running_mean, self.bn.running_var
+        assert mean is not None
+        assert variance is not None
+        factor = self.bn.weight * (variance + self.bn.eps).rsqrt()
+        return factor + self.alpha, self.bn.bias - factor * mean
 
 
 class ProgressiveNorm(nn.Module):

@@ -69,6 +69,34 @@ class Mixer(nn.Module):
                 f" dim={self.dim})"
             )
 
+    def start_from(self, qkv: nn.Linear, proj: nn.Linear) -> None:
+        """Take over the projections of a softmax attention, and make all that it does not have do nothing.
+
+        Gates become 1 everywhere; convolutions on the values become 0.
+
+        Args:
+            qkv: queries, keys and values, in this order.
+            proj: the output projection.
+
+        Raises:
+            ValueError: this mixer's own projections are of another kind.
+        """
+        first: Any = getattr(self, "qkvo", None) or getattr(self, "qkv", None)
+        first = getattr(first, "qkv", first)
+        last: Any = getattr(self, "proj", None) or getattr(self, "wo", None)
+        if first is None or last is None or first.weight.shape[0] < 3 * self.dim:
+            raise ValueError(f"{type(self).__name__} cannot start from a softmax attention's projections")
+        with torch.no_grad():
+            _copy(first, qkv)
+            _copy(last, proj)
+            for name in ("lepe", "dwc"):
+                if (local := getattr(self, name, None)) is not None:
+                    local.weight.zero_()
+                    local.bias.zero_()
+            if (residual := getattr(self, "residual", None)) is not None:
+                residual[-1].weight.zero_()
+                residual[-1].bias.zero_()
+
     def tokens(self, x: Tensor, prefix: Tensor | None = None) -> Tensor:
         """(B, P + N, C): prefix tokens first, then the map in raster order."""
         flat = x.flatten(1, -2)
@@ -80,6 +108,20 @@ class Mixer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_heads={self.num_heads}"
+
+
+def _copy(target: Any, source: nn.Linear) -> None:
+    """Copy a linear layer into the first rows of another; the rows behind become a constant 1."""
+    rows = source.weight.shape[0]
+    target.weight.zero_()
+    target.weight.flatten(1)[:rows].copy_(source.weight)
+    if target.bias is None and source.bias is not None:
+        raise ValueError(
+            "the attention has biases where the mixer has none: build the mixer with qkv_bias=True"
+        )
+    if target.bias is not None:
+        target.bias[rows:].fill_(1)
+        target.bias[:rows].copy_(torch.zeros_like(target.bias[:rows]) if source.bias is None else source.bias)
 
 
 def split(tokens: Tensor, like: Tensor, prefix: int) -> tuple[Tensor, Tensor | None]:

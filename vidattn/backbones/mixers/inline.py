@@ -75,7 +75,8 @@ class InLineAttention(Mixer):
         before = 0 if prefix is None else prefix.shape[1]
         tokens = self.tokens(x, prefix)
         if self.split_qkv:
-            q, k, v = (self.q(tokens), *self.kv(tokens).chunk(2, -1))
+            q = self.q(tokens)
+            k, v = self.kv(tokens).chunk(2, -1)
         else:
             q, k, v = self.qkv(tokens).chunk(3, -1)
         out = inline_attention(self.heads(q), self.heads(k), self.heads(v), self.kernel).flatten(-2)
