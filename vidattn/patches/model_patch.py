@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vidattn import backends
 from vidattn.backends.pays import why_dense
 from vidattn.layout import TokenLayout
-from vidattn.patches import routes
+from vidattn.patches import own_calls, routes
 from vidattn.patches.checkpointing import keep_decisions, release_decisions
 from vidattn.patches.extrapolation import RopeBase, scale_factor
 from vidattn.patches.families import Arguments, Family, GridUnreadable, Layer, Reading
@@ -118,7 +118,7 @@ class ModelPatch:
                 # not nn.Module.__setattr__: nothing is registered, so state_dict and saving do not change
                 marks[SLOT] = slot
                 marks[LAYER] = LayerLog(planned.layer.name, self.log)
-            routes.cover(planned.layer.module.processor)
+            own_calls.cover(planned.layer.module)
 
     def detach(self, model: nn.Module) -> None:
         """Take everything off again."""
