@@ -3,6 +3,7 @@
 from vidattn.backbones.mixers.base import Mixer
 from vidattn.backbones.mixers.bi_level import AttentionLePE, BiLevelRoutingAttention
 from vidattn.backbones.mixers.gated import GatedSoftmaxAttention
+from vidattn.backbones.mixers.halo import HaloAttention
 from vidattn.backbones.mixers.hilo import HiLoAttention
 from vidattn.backbones.mixers.inline import InLineAttention
 from vidattn.backbones.mixers.mala import MALA
@@ -17,6 +18,7 @@ __all__ = [
     "AttentionLePE",
     "BiLevelRoutingAttention",
     "GatedSoftmaxAttention",
+    "HaloAttention",
     "HiLoAttention",
     "InLineAttention",
     "Mixer",
