@@ -3,6 +3,7 @@
 from vidattn.backbones.mixers.base import Mixer
 from vidattn.backbones.mixers.bi_level import AttentionLePE, BiLevelRoutingAttention
 from vidattn.backbones.mixers.gated import GatedSoftmaxAttention
+from vidattn.backbones.mixers.gpsa import GPSA
 from vidattn.backbones.mixers.halo import HaloAttention
 from vidattn.backbones.mixers.hilo import HiLoAttention
 from vidattn.backbones.mixers.inline import InLineAttention
@@ -10,9 +11,11 @@ from vidattn.backbones.mixers.mala import MALA
 from vidattn.backbones.mixers.neighborhood import NeighborhoodAttention
 from vidattn.backbones.mixers.rala import RALA
 from vidattn.backbones.mixers.simplified_linear import SimplifiedLinearAttention
+from vidattn.backbones.mixers.softmax import SoftmaxAttention
 from vidattn.backbones.mixers.window import WindowAttention
 
 __all__ = [
+    "GPSA",
     "MALA",
     "RALA",
     "AttentionLePE",
@@ -24,5 +27,6 @@ __all__ = [
     "Mixer",
     "NeighborhoodAttention",
     "SimplifiedLinearAttention",
+    "SoftmaxAttention",
     "WindowAttention",
 ]
