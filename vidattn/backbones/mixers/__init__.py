@@ -2,11 +2,13 @@
 
 from vidattn.backbones.mixers.base import Mixer
 from vidattn.backbones.mixers.bi_level import AttentionLePE, BiLevelRoutingAttention
+from vidattn.backbones.mixers.dual_gated import DualGatedLinearAttention
 from vidattn.backbones.mixers.gated import GatedSoftmaxAttention
 from vidattn.backbones.mixers.gpsa import GPSA
 from vidattn.backbones.mixers.halo import HaloAttention
 from vidattn.backbones.mixers.hilo import HiLoAttention
 from vidattn.backbones.mixers.inline import InLineAttention
+from vidattn.backbones.mixers.lass import LASS, SS2D
 from vidattn.backbones.mixers.mala import MALA
 from vidattn.backbones.mixers.neighborhood import NeighborhoodAttention
 from vidattn.backbones.mixers.rala import RALA
@@ -16,10 +18,13 @@ from vidattn.backbones.mixers.window import WindowAttention
 
 __all__ = [
     "GPSA",
+    "LASS",
     "MALA",
     "RALA",
+    "SS2D",
     "AttentionLePE",
     "BiLevelRoutingAttention",
+    "DualGatedLinearAttention",
     "GatedSoftmaxAttention",
     "HaloAttention",
     "HiLoAttention",
