@@ -2,6 +2,7 @@
 
 from vidattn.backbones.mixers.base import Mixer
 from vidattn.backbones.mixers.bi_level import AttentionLePE, BiLevelRoutingAttention
+from vidattn.backbones.mixers.dfc import GhostModuleV2
 from vidattn.backbones.mixers.dual_gated import DualGatedLinearAttention
 from vidattn.backbones.mixers.gated import GatedSoftmaxAttention
 from vidattn.backbones.mixers.gpsa import GPSA
@@ -10,6 +11,7 @@ from vidattn.backbones.mixers.hilo import HiLoAttention
 from vidattn.backbones.mixers.inline import InLineAttention
 from vidattn.backbones.mixers.lass import LASS, SS2D
 from vidattn.backbones.mixers.mala import MALA
+from vidattn.backbones.mixers.maxim import CrossGating, MultiAxisGMLP
 from vidattn.backbones.mixers.neighborhood import NeighborhoodAttention
 from vidattn.backbones.mixers.rala import RALA
 from vidattn.backbones.mixers.simplified_linear import SimplifiedLinearAttention
@@ -24,12 +26,15 @@ __all__ = [
     "SS2D",
     "AttentionLePE",
     "BiLevelRoutingAttention",
+    "CrossGating",
     "DualGatedLinearAttention",
     "GatedSoftmaxAttention",
+    "GhostModuleV2",
     "HaloAttention",
     "HiLoAttention",
     "InLineAttention",
     "Mixer",
+    "MultiAxisGMLP",
     "NeighborhoodAttention",
     "SimplifiedLinearAttention",
     "SoftmaxAttention",
