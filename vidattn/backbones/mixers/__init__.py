@@ -12,10 +12,13 @@ from vidattn.backbones.mixers.inline import InLineAttention
 from vidattn.backbones.mixers.lass import LASS, SS2D
 from vidattn.backbones.mixers.mala import MALA
 from vidattn.backbones.mixers.maxim import CrossGating, MultiAxisGMLP
+from vidattn.backbones.mixers.mpc import MPCAttention
 from vidattn.backbones.mixers.neighborhood import NeighborhoodAttention
 from vidattn.backbones.mixers.rala import RALA
+from vidattn.backbones.mixers.routing import ClusteredAttention
 from vidattn.backbones.mixers.simplified_linear import SimplifiedLinearAttention
 from vidattn.backbones.mixers.softmax import SoftmaxAttention
+from vidattn.backbones.mixers.tap import TokenAwarePooling
 from vidattn.backbones.mixers.window import WindowAttention
 
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
     "SS2D",
     "AttentionLePE",
     "BiLevelRoutingAttention",
+    "ClusteredAttention",
     "CrossGating",
     "DualGatedLinearAttention",
     "GatedSoftmaxAttention",
@@ -33,10 +37,12 @@ __all__ = [
     "HaloAttention",
     "HiLoAttention",
     "InLineAttention",
+    "MPCAttention",
     "Mixer",
     "MultiAxisGMLP",
     "NeighborhoodAttention",
     "SimplifiedLinearAttention",
     "SoftmaxAttention",
+    "TokenAwarePooling",
     "WindowAttention",
 ]

@@ -187,7 +187,8 @@ class LASS(NeighborhoodAttention):
         """The bias of all pairs of tokens on x's grid, (H, N, N), or None."""
         if self.global_grid is None:
             return None
-        grid, wanted, bias = self.global_grid, (x.shape[1], x.shape[2]), self.global_bias
+        grid, wanted = self.global_grid, (x.shape[1], x.shape[2])
+        bias: Tensor = self.global_bias
         if grid == wanted:
             return bias.to(x.dtype)
         for _ in range(2):
