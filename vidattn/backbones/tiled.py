@@ -100,9 +100,10 @@ def _flat(layers: nn.Module) -> Iterator[nn.Module]:
 
 def _numbers(conv: Conv2d) -> list[tuple[int, int, int]]:
     """(reach, stride, padding) of both axes; reach is the extent of the dilated kernel."""
+    padding = [int(p) for p in conv.padding]
     return [
-        (d * (k - 1) + 1, s, int(p))
-        for k, d, s, p in zip(conv.kernel_size, conv.dilation, conv.stride, conv.padding, strict=True)
+        (d * (k - 1) + 1, s, p)
+        for k, d, s, p in zip(conv.kernel_size, conv.dilation, conv.stride, padding, strict=True)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from vidattn.backbones.mixers.base import Mixer
 from vidattn.backbones.mixers.bi_level import AttentionLePE, BiLevelRoutingAttention
+from vidattn.backbones.mixers.dcal import GlobalLocalCrossAttention, PairwiseCrossAttention
 from vidattn.backbones.mixers.dfc import GhostModuleV2
 from vidattn.backbones.mixers.dual_gated import DualGatedLinearAttention
 from vidattn.backbones.mixers.gated import GatedSoftmaxAttention
@@ -14,6 +15,7 @@ from vidattn.backbones.mixers.mala import MALA
 from vidattn.backbones.mixers.maxim import CrossGating, MultiAxisGMLP
 from vidattn.backbones.mixers.mpc import MPCAttention
 from vidattn.backbones.mixers.neighborhood import NeighborhoodAttention
+from vidattn.backbones.mixers.nin import NiNGate
 from vidattn.backbones.mixers.rala import RALA
 from vidattn.backbones.mixers.routing import ClusteredAttention
 from vidattn.backbones.mixers.simplified_linear import SimplifiedLinearAttention
@@ -34,6 +36,7 @@ __all__ = [
     "DualGatedLinearAttention",
     "GatedSoftmaxAttention",
     "GhostModuleV2",
+    "GlobalLocalCrossAttention",
     "HaloAttention",
     "HiLoAttention",
     "InLineAttention",
@@ -41,6 +44,8 @@ __all__ = [
     "Mixer",
     "MultiAxisGMLP",
     "NeighborhoodAttention",
+    "NiNGate",
+    "PairwiseCrossAttention",
     "SimplifiedLinearAttention",
     "SoftmaxAttention",
     "TokenAwarePooling",

@@ -63,8 +63,8 @@ class ClusteredAttention(Mixer):
         """All clusters at once."""
         q, k, v = self._projected(x)
         queries, keys = self._members(q), self._members(k)
-        inside = [_taken(t, index) for t, index in ((q, queries), (k, keys), (v, keys))]
-        attended = F.scaled_dot_product_attention(*inside).flatten(2, 3)
+        attended = F.scaled_dot_product_attention(_taken(q, queries), _taken(k, keys), _taken(v, keys))
+        attended = attended.flatten(2, 3)
         place = queries.flatten(2)[..., None]
         total = torch.zeros_like(v).scatter_add(2, place.expand_as(attended), attended)
         count = torch.zeros_like(v[..., :1]).scatter_add(2, place, torch.ones_like(attended[..., :1]))
