@@ -16,9 +16,7 @@ def main(argv: list[str] | None = None) -> None:
     more = {"size": 4096, "base": 1024, "steps": 28, "pattern": "auto", "weights": "", "max_memory": "80GiB"}
     given = arguments(__doc__, "black-forest-labs/FLUX.1-dev", "out/flux.png", argv, **more)
     pipe, call = load(given.model)
-    call = {k: v for k, v in call.items() if k not in ("height", "width")} | {
-        "num_inference_steps": given.steps
-    }
+    call = {k: v for k, v in call.items() if k not in ("height", "width")}
     made = upscale_generate(
         pipe,
         given.prompt,
@@ -30,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint=given.checkpoint,
         max_memory=given.max_memory,
         callback=said,
-        **call,
+        **call | {"num_inference_steps": given.steps},
     )
     given.output.parent.mkdir(parents=True, exist_ok=True)
     save_png(made.images[0], given.output, made.settings)

@@ -1,4 +1,4 @@
-"""A longer clip than the model was trained for, at the trained size, with radial attention (HunyuanVideo 720p).
+"""A clip longer than the model was trained for, with radial attention (HunyuanVideo 720p).
 
 python -m demos.scripts.longer_video --frames 253 --output out/long.mp4
 """

@@ -13,7 +13,7 @@ from vidattn.pipelines.files import save_mp4
 def main(argv: list[str] | None = None) -> None:
     """Generate, print each stage, and save with all settings in a .json beside the clip."""
     more = {"height": 1088, "width": 1920, "frames": 81, "steps": 50, "refresh": 2, "cache": "auto"}
-    more |= {"cache_memory": "20GiB", "fps": 16}
+    more |= {"cache_memory": "20GiB", "fps": 16, "base_height": 480, "base_width": 832}
     given = arguments(__doc__, "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "out/wan.mp4", argv, **more)
     pipe, call = load(given.model)
     call = {k: v for k, v in call.items() if k not in ("height", "width", "num_frames")}
@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> None:
         given.width,
         given.frames,
         given.refresh,
+        base=(given.base_height, given.base_width),
         cache=given.cache,
         cache_memory=given.cache_memory,
         seed=given.seed,

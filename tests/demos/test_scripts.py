@@ -72,8 +72,10 @@ def test_sheet(tiny, tmp_path):
 def test_clips(tiny, tmp_path, capsys):
     pytest.importorskip("av")
     wan = ["--model", tiny("wan"), "--height", "64", "--width", "96", "--frames", "5", "--steps", "2"]
-    wan_1080p.main([*wan, "--output", str(tmp_path / "a.mp4")])
+    first = ["--base-height", "32", "--base-width", "48"]
+    wan_1080p.main([*wan, *first, "--output", str(tmp_path / "a.mp4")])
+    assert "stage 2/2: 64x96" in capsys.readouterr().out
     longer_video.main([*wan, "--pattern", "radial", "--output", str(tmp_path / "b.mp4")])
-    assert "radial" in capsys.readouterr().out
+    assert "density of the whole run" in capsys.readouterr().out
     assert json.loads((tmp_path / "a.json").read_text())["refresh"] == 2
     assert {path.suffix for path in tmp_path.iterdir()} == {".mp4", ".json"}
