@@ -117,7 +117,8 @@ def window_visits(
         edges = (t, y, x)
     tile, box = cheapest(edges, step, rows, columns)
     table = torch.stack([torch.cat([axis[i] for axis in edges]) for i in (0, 1)])
-    t, y, x = (-(-(-(-n // d)) // s) for n, d, s in zip(grid, step, tile, strict=True))
+    longest = [(n + d - 1) // d for n, d in zip(grid, step, strict=True)]
+    t, y, x = (-(-n // s) for n, s in zip(longest, tile, strict=True))
     return Visits(
         grid, step, tile, box, "window", (0, 0, 0, 0), table.int().to(device),
         (t, y, x), tile, (0, 1, 1), box,
