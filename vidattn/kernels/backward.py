@@ -4,6 +4,7 @@ The gradient of the queries visits what the forward visited, that of keys and va
 recompute the probabilities from ``logs``, the log-sum-exp in units of log 2, +inf for rows that saw no key.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
 import triton
 import triton.language as tl
 

@@ -8,6 +8,7 @@ over the grid, or (outer, row, inner) over the sequence; head h of item b is at 
 h * s2. Otherwise: a pointer with the strides s0 of b, s1 of h and s2 of a token.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
 import triton
 import triton.language as tl
 
