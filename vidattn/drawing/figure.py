@@ -36,8 +36,8 @@ def draw_pattern(pattern: Pattern, layout: TokenLayout, query: Grid | None = Non
         raise ValueError(f"query={query} lies outside the grid {grid}, whose tokens count from 0")
     figures = figures_of(pattern, layout)
     panels = [
-        _query_panel(pattern, layout, query),
-        _tile_panel(pattern, layout, query),
+        query_panel(pattern, layout, query),
+        tile_panel(pattern, layout, query),
         _matrix_panel(pattern, layout),
     ]
     tokens = f"{layout.grid_tokens:,} tokens on a grid of {'x'.join(map(str, grid))}"
@@ -52,13 +52,14 @@ def draw_pattern(pattern: Pattern, layout: TokenLayout, query: Grid | None = Non
 
 
 # ---------------------------------------------------------------------------------------------- panels
-def _query_panel(pattern: Pattern, layout: TokenLayout, query: Grid) -> Panel:
+def query_panel(pattern: Pattern, layout: TokenLayout, query: Grid, side: int = _SIDE) -> Panel:
+    """What one query sees, about ``side`` pixels wide."""
     grid = layout.grid
     seen = _grid_rows(pattern, layout, torch.tensor([number_of(query, grid)]))[0].view(grid).numpy()
     colors = _fill(grid, UNSEEN)
     colors[seen] = SEEN
     colors[query] = QUERY
-    view = FrameView(grid, query[0], _SIDE)
+    view = FrameView(grid, query[0], side)
     place = ", ".join(
         f"{axis}={at}" for axis, at in zip("tyx", query, strict=True) if grid["tyx".index(axis)] > 1
     )
@@ -70,7 +71,8 @@ def _query_panel(pattern: Pattern, layout: TokenLayout, query: Grid) -> Panel:
     return Panel(view.draw(colors), "What one query sees", view.note() + _text_note(pattern, layout), legend)
 
 
-def _tile_panel(pattern: Pattern, layout: TokenLayout, query: Grid) -> Panel:
+def tile_panel(pattern: Pattern, layout: TokenLayout, query: Grid, side: int = _SIDE) -> Panel:
+    """What the tile of one query visits, about ``side`` pixels wide."""
     grid = layout.grid
     queries, boxes = visits_of(pattern, layout, number_of(query, grid))
     share = _grid_rows(pattern, layout, queries).double().mean(0)
@@ -87,7 +89,7 @@ def _tile_panel(pattern: Pattern, layout: TokenLayout, query: Grid) -> Panel:
     colors[queries.numpy()] = QUERY
     visited = sum(len(keys) for keys, _ in boxes)
     unmasked = sum(len(keys) for keys, full in boxes if full)
-    view = FrameView(grid, query[0], _SIDE)
+    view = FrameView(grid, query[0], side)
     legend = [
         (QUERY, f"the tile of that query: {len(queries)} queries (they are keys too)", True),
         (FULL, f"full boxes, no mask needed: {unmasked:,} keys", unmasked > 0),

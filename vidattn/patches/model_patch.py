@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vidattn import backends
 from vidattn.backends.pays import why_dense
 from vidattn.layout import TokenLayout
-from vidattn.patches import routes
+from vidattn.patches import own_calls, routes
 from vidattn.patches.checkpointing import keep_decisions, release_decisions
 from vidattn.patches.extrapolation import RopeBase, scale_factor
 from vidattn.patches.families import Arguments, Family, GridUnreadable, Layer, Reading
@@ -73,7 +73,7 @@ class ModelPatch:
         self.mixers = Mixers({})
         self.rope = RopeBase(None, 1.0)
         self.note = ""
-        self.paused = False  # as if not patched: what distillation's teacher is
+        self.paused = False  # forwards run as if there were no patch, and are not counted
         self._branches = BranchReader(family.guidance)
         self._by_branch = any(stage.branch for slot in slots for stage in slot.spec.stages)
         self._hook = ForwardHook(self)
@@ -118,7 +118,7 @@ class ModelPatch:
                 # not nn.Module.__setattr__: nothing is registered, so state_dict and saving do not change
                 marks[SLOT] = slot
                 marks[LAYER] = LayerLog(planned.layer.name, self.log)
-            routes.cover(planned.layer.module.processor)
+            own_calls.cover(planned.layer.module)
 
     def detach(self, model: nn.Module) -> None:
         """Take everything off again."""

@@ -14,6 +14,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -74,6 +75,9 @@ def _sparse(slot: Slot, decision: Decision, valid: Tensor | None, call: Call, re
         CURRENT.reached = True
         if CURRENT.layer is not None:
             CURRENT.layer.called(decision, reason)
+            if CURRENT.look is not None and layout is not None and call.query.shape[1] == layout.tokens:
+                seen = layout if valid is None else replace(layout, text_valid=valid)
+                CURRENT.look(CURRENT.layer.name, call.query, call.key, seen, call.scale)
     if decision.pattern is None or layout is None:
         return None
     if reason:

@@ -104,6 +104,7 @@ class Current(threading.local):
         self.missed = ""  # why a call of the layer was none on its grid
         self.mixer: Any = None  # modules of the layer's substitute
         self.inputs: tuple[Any, Any] = (None, None)  # what the layer was given: hidden states, and text apart
+        self.look: Any = None  # whoever observes, see observe.py
 
 
 CURRENT = Current()

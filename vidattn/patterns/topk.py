@@ -120,7 +120,9 @@ class TopK(DynamicPattern):
         queries, keys = box_means(rows, grid, tile, accum) * factor, box_means(columns, grid, tile, accum)
         if self.score != "mean":
             mean = columns.mean(1, keepdim=True, dtype=accum)
-            keys, columns = keys - mean, columns - mean.to(columns.dtype)
+            keys = keys - mean
+            if self.similarity is not None:  # a copy of the keys, for the cosines only
+                columns = columns - mean.to(columns.dtype)
         shared = query.shape[2] // key.shape[2]
         sides = [queries.transpose(1, 2), keys.transpose(1, 2).repeat_interleave(shared, 1)]
         if self.similarity is not None:
