@@ -42,7 +42,7 @@ def test_measure_compares_the_pattern_with_and_without_its_weights(tmp_path):
     save_file(flux_weights(pipe.transformer), tmp_path / "adapter.safetensors")
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps({"pattern": "clear", "weights": "adapter.safetensors", "radius": 1.5}))
-    call = {"height": 32, "width": 32, "num_inference_steps": 2, "max_sequence_length": TEXT}
+    call = {"height": 64, "width": 96, "num_inference_steps": 2, "max_sequence_length": TEXT}
     texts = ["a red dog", "a photo"]
     found = measure(pipe, recipe, texts, call, 5)
     dense = draw(pipe, texts, call, 5)
