@@ -12,6 +12,7 @@ from vidattn.patterns import (
     Neighborhood,
     Radial,
     Segments,
+    SemanticClusters,
     SlidingTile,
     SlidingWindow,
     SparseVideoGen,
@@ -102,5 +103,12 @@ def data_patterns():
         topks(),
         st.builds(SparseVideoGen, st.floats(0.01, 3.0), st.booleans(), st.integers(1, 70)),
         st.builds(Hierarchical, st.integers(1, 5), st.just("close+remote"), weights),
+        st.builds(
+            SemanticClusters,
+            st.integers(1, 9),
+            st.integers(1, 9),
+            keep=st.floats(0.01, 1.0),
+            tile=st.integers(1, 9),
+        ),
         st.builds(Disc, st.integers(1, 9), st.integers(2, 5)),
     )

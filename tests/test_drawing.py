@@ -69,7 +69,7 @@ def test_patterns_without_a_plan_are_counted_as_they_run(text: str, grid: tuple[
     pattern, layout = from_text(text), TokenLayout(grid, text_before=words)
     mask = whole_mask(pattern, layout)
     figures = figures_of(pattern, layout)
-    assert figures.density == pytest.approx(pattern.density(layout), rel=0.2)  # tiles at borders are smaller
+    assert figures.density == mask.double().mean().item() <= pattern.density(layout) + 1e-12
     visits = example_visits(pattern, layout)
     assert torch.cat([queries for queries, _ in visits]).sort().values.tolist() == list(
         range(layout.grid_tokens)

@@ -6,7 +6,7 @@ again, or through operators of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from vidattn.backends import check_backend, dense
 from vidattn.backends.problem import Problem
 from vidattn.layout import Grid, TokenLayout
 from vidattn.lists import BlockLists
+from vidattn.measure import choose
 from vidattn.ops import attention_op
 from vidattn.patterns import Disc, Full, Hierarchical, Pattern, Segments
 from vidattn.patterns.boxes import box_means
@@ -86,19 +87,19 @@ def _dynamic(
     layout = problem.layout
     if pattern.covers(layout.grid):
         return compute(replace(problem, pattern=Full()), query, key, value, return_lse, backend)
-    scale = problem.scale if problem.head_scale is None else problem.scale * problem.head_scale
-    choice = pattern.choose(query, key, value, layout, scale, problem.text_valid)
+    choice = choose(problem, pattern, query, key, value)
     if check_backend(backend) == "dense":
         mask = choice.mask(layout, query.shape[0], query.shape[2])
         return _with_mask(problem, mask, query, key, value, return_lse)
-    if (
-        choice.key_order is not None and query.shape[2] != key.shape[2]
-    ):  # heads that share keys order them apart
+    if choice.key_order is not None and query.shape[2] != key.shape[2]:
+        # heads that share keys order them apart
         key, value = (t.repeat_interleave(query.shape[2] // key.shape[2], 2) for t in (key, value))
     query = _moved(query, choice.query_order, layout.text_before)
     key, value = (_moved(t, choice.key_order, layout.text_before) for t in (key, value))
     if isinstance(choice.rule, BlockLists):
-        inner = replace(problem, pattern=Full(), lists=choice.rule)
+        # the lists may live on a grid of their own, such as the ordered tokens in a row
+        own = replace(layout, grid=choice.rule.grid)
+        inner = replace(problem, pattern=Full(), layout=own, lists=choice.rule)
     else:
         inner = replace(problem, pattern=choice.rule)
     result = compute(inner, query, key, value, return_lse, backend)
@@ -123,10 +124,26 @@ def _pooled_disc(
     if not pattern.pooled:
         return None
     layout = problem.layout
-    key, value = (torch.cat([t, pattern.pool(t, layout)], 1) for t in (key, value))
+    pooled = [pattern.pool(t, layout) for t in (key, value)]
+    return _with_pooled(compute, problem, query, (key, value), pooled, return_lse, backend)
+
+
+def _with_pooled(
+    compute: Compute,
+    problem: Problem,
+    query: Tensor,
+    sequence: Sequence[Tensor],
+    pooled: Sequence[Tensor],
+    return_lse: bool,
+    backend: str,
+) -> Result:
+    """A disc over keys and values, ``sequence``, and their pooled ones."""
+    pattern: Any = problem.pattern
+    layout = problem.layout
+    key, value = (torch.cat(pair, 1) for pair in zip(sequence, pooled, strict=True))
     problem = replace(problem, extra=pattern.pooled_keys(layout.grid))
     if not layout.text_tokens:  # the extra keys are then seen by all, which every backend knows
-        bare = replace(problem, pattern=replace(pattern, pooled=0))
+        bare = replace(problem, pattern=pattern.bare)
         return compute(bare, query, key, value, return_lse, backend)
     if check_backend(backend) == "dense":
         mask = pattern.mask(layout).to(query.device)[None, None]
@@ -152,6 +169,47 @@ def _pooled_disc(
         "torch",
     )
     return (result[0], result[1]) if return_lse else result[0]
+
+
+def attention_with_pooled(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Disc,
+    layout: TokenLayout,
+    weight: Tensor,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Attention with ``Disc(radius, pooled=f)`` whose pooled keys and values are weighted sums over the cells
+    instead of means, as CLEAR's down-sampled checkpoints have them.
+
+    Args:
+        query: (B, S, H, D).
+        key: as the query.
+        value: as the query.
+        pattern: with ``pooled``.
+        layout: of the tokens.
+        weight: (f, f), of a cell's tokens; 1/f^2 for the mean. Cells at the far borders, which hold fewer
+            tokens, count theirs the more.
+        scale: as for ``vidattn.attention``.
+        backend: as for ``vidattn.attention``.
+    """
+    from vidattn.attention import compute, split_scale
+
+    f = pattern.pooled
+    frames, height, width = layout.grid
+    rows, columns = (torch.arange(n, device=weight.device) % f for n in (height, width))
+    cell = (weight * f * f).to(key.dtype)[rows][:, columns].expand(frames, -1, -1).flatten()
+    factor = F.pad(cell, (layout.text_before, layout.text_after))[None, :, None, None]
+    pooled = [pattern.pool(t * factor, layout) for t in (key, value)]
+    number, per_head = split_scale(scale, query)
+    valid = layout.text_valid_tensor(query.shape[0], query.device)
+    bare = TokenLayout(layout.grid, layout.text_before, layout.text_after)
+    problem = Problem(pattern, bare, number, per_head, valid)
+    result = _with_pooled(compute, problem, query, (key, value), pooled, False, backend)
+    assert isinstance(result, Tensor)
+    return result
 
 
 def _with_mask(
@@ -182,7 +240,7 @@ def _sum(
     before = problem.layout.text_before
     total: Any = 0
     texts = []
-    for branch in pattern.branches_of(problem.layout.grid):
+    for branch in pattern.parted:
         layout = branch.layout(problem.layout)
         inputs = [_cells(t, problem.layout, branch.pool) for t in (query, key, value)]
         inner = replace(problem, pattern=branch.pattern, layout=layout)

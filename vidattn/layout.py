@@ -97,10 +97,11 @@ class TokenLayout:
         """All tokens: the sequence length S."""
         return self.grid_tokens + self.text_tokens
 
-    def text_index(self) -> Tensor:
-        """Positions of the text tokens in the sequence, shape (text_tokens,), int64, on the CPU."""
+    def text_index(self, device: torch.device | str = "cpu") -> Tensor:
+        """Positions of the text tokens in the sequence, shape (text_tokens,), int64, made on ``device``."""
         after = self.text_before + self.grid_tokens
-        return torch.cat([torch.arange(self.text_before), torch.arange(after, after + self.text_after)])
+        first = torch.arange(self.text_before, device=device)
+        return torch.cat([first, torch.arange(after, after + self.text_after, device=device)])
 
     def text_valid_tensor(self, batch: int, device: torch.device) -> Tensor | None:
         """``text_valid`` as an int64 tensor of shape (batch,) on ``device``; a single count serves every
@@ -122,7 +123,7 @@ class TokenLayout:
         """
         real = torch.ones(valid.shape[0], self.tokens + extra, dtype=torch.bool, device=valid.device)
         number = torch.arange(self.text_tokens, device=valid.device)
-        real[:, self.text_index().to(valid.device)] = number < valid[:, None]
+        real[:, self.text_index(valid.device)] = number < valid[:, None]
         return real
 
     def key_valid(self) -> Tensor | None:

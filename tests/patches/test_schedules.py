@@ -237,7 +237,7 @@ def test_more_than_two_branches_are_dense_with_a_reason():
 def test_families_know_their_order_of_branches():
     """As the pipelines of diffusers 0.42.1 stack prompts; families without an order call the model twice."""
     orders = {family.name: family.guidance for family in families()}
-    assert {n for n, order in orders.items() if order == CONDITIONAL_FIRST} == {"dit", "z_image"}
+    assert {n for n, order in orders.items() if order == CONDITIONAL_FIRST} == {"dit", "omnigen", "z_image"}
     twice = {n for n, order in orders.items() if not order}
     assert twice >= {"chroma", "cogview4", "cosmos", "flux", "flux2", "framepack", "hunyuan_image", "lumina2"}
     assert twice >= {"hunyuan_video", "hunyuan_video15", "qwen_image", "skyreels", "wan"}

@@ -202,7 +202,7 @@ def test_what_a_sum_does_not_have():
     pattern, layout = Hierarchical(branches="close+remote"), TokenLayout((2, 8, 8))
     x = torch.zeros(1, 128, 2, 8)
     for ask in (pattern.mask, pattern.plan):
-        with pytest.raises(ValueError, match="ask those of branches_of"):
+        with pytest.raises(ValueError, match="ask those of its branches"):
             ask(layout)
     with pytest.raises(ValueError, match="return_lse"):
         attention(x, x, x, pattern, layout, return_lse=True)
@@ -246,3 +246,18 @@ def test_one_graph(pattern):
     got, expected = call(*inputs), attention(*inputs, pattern, layout)
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(gradients([got], inputs), gradients([expected], inputs))
+
+
+@pytest.mark.parametrize(
+    "pattern", [Spatial(0.6), TopK(0.3, (2, 2, 2)), SparseVideoGen(0.6)], ids=lambda p: p.name
+)
+def test_autocast_does_not_reach_inside(pattern):
+    """Sums and choices stay in float32: the same bits as outside, forward and backward."""
+    layout = TokenLayout((3, 4, 4), 2)
+    inputs = tensors(layout, dtype=torch.float32)  # a value size of its own, so that no fused kernel runs
+    expected = attention(*inputs, pattern, layout, return_lse=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = attention(*inputs, pattern, layout, return_lse=True)
+        slopes = gradients(got, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(slopes, gradients(expected, inputs), strict=True))

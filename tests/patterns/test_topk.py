@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from vidattn import TokenLayout, attention
 from vidattn.backends import blocks
 from vidattn.backends.problem import Problem
 from vidattn.lists import BlockLists
-from vidattn.patterns import Full, TopK
+from vidattn.patterns import Full, SemanticClusters, SparseVideoGen, TopK
 from vidattn.patterns.boxes import box_means, box_tokens
 from vidattn.testing import assert_no_worse_than_eager, eager_attention, reference_attention
 
@@ -102,8 +103,8 @@ def test_density_is_the_share_that_runs():
         assert pattern.visited(layout) == pattern.kept(layout.grid) / 32
     assert TopK(0.3, (2, 2, 2)).kept(layout.grid) == 10  # VSA rounds up, SLA down
     assert TopK(0.3, (2, 2, 2), "smooth").kept(layout.grid) == 9
-    mass = TopK(0.5, (2, 2, 2), "mass", 0.3)
-    assert mass.density(layout) >= mass.mask_for(query, key, layout).double().mean()
+    for pattern in (TopK(0.5, (2, 2, 2), "mass", 0.3), TopK(0.4, (3, 3, 5)), TopK(0.3, 3, similarity=0.1)):
+        assert pattern.density(layout) >= pattern.mask_for(query, key, layout).double().mean()
     assert TopK(1.0).covers(layout.grid)
     assert TopK(0.1, (1, 1, 1)).kept((1, 1, 30)) == 3  # 0.1 * 30 is over 3 in floating point
 
@@ -133,14 +134,16 @@ def lists_of(grid, tile, block, shape, slots, seed=0):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 4), (2, 4)])
-def test_lists_for_all_or_for_each(shape):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_lists_for_all_or_for_each(shape, device):
     """Lists may serve every item or head; query tiles and key blocks may differ; in half precision."""
     grid, layout = (3, 5, 4), TokenLayout((3, 5, 4), 2, 0)
     lists = lists_of(grid, (1, 3, 2), (2, 2, 3), shape, 4)
-    inputs = tensors(layout, value_size=12, dtype=torch.float16)
+    lists = replace(lists, index=lists.index.to(device), count=lists.count.to(device))
+    inputs = tensors(layout, value_size=12, dtype=torch.float16, device=device)
     problem = Problem(Full(), layout, 12**-0.5)
     out, lse = blocks.forward(problem, lists, *(t.detach() for t in inputs))
-    mask = torch.ones(2, 4, 62, 62, dtype=torch.bool)
+    mask = torch.ones(2, 4, 62, 62, dtype=torch.bool, device=device)
     mask[..., 2:, 2:] = lists.mask()
     exact, plain = reference_attention(*inputs, mask), eager_attention(*inputs, mask)
     assert_no_worse_than_eager(out, plain[0], exact[0])
@@ -159,6 +162,26 @@ def test_nothing_waits_for_the_device():
             out, lse = blocks.forward(problem, lists, x, x, x)
             grads = blocks.backward(problem, lists, (x, x, x, out, lse), out, lse)
             assert [g.shape for g in grads] == [x.shape] * 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "pattern",
+    [TopK(0.3, (2, 4, 4)), SparseVideoGen(0.6), SemanticClusters(9, 20, tile=32)],
+    ids=lambda p: p.name,
+)
+def test_a_gpu_is_never_waited_for(pattern):
+    layout = TokenLayout((4, 8, 8), 3)
+    inputs = tensors(layout, dtype=torch.float16, device="cuda")
+    expected = attention(*inputs, pattern, layout)  # what is made once and kept may wait
+    gradients([expected], inputs)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = attention(*inputs, pattern, layout)
+        again.sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(again, expected)
 
 
 def test_memory_is_linear_in_tokens():

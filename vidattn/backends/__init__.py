@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vidattn.backends import blocks, dense, flex, natten, tiles, xformers
+from vidattn.backends import blocks, dense, flex, natten, tiles, triton, xformers
 from vidattn.backends.base import Backend, Saved
 from vidattn.backends.problem import Problem
 from vidattn.layout import TokenLayout
@@ -35,6 +35,14 @@ def _differentiate_torch(
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
+        Backend(
+            "triton",
+            "fused kernels on the grid as it is, for windows and block lists",
+            triton.forward,
+            triton.backward,
+            missing=triton.missing,
+            reasons=triton.reasons,
+        ),
         Backend(
             "torch",
             "runs the plan with tensor operations on any device; memory linear in tokens",
@@ -69,8 +77,10 @@ BACKENDS: dict[str, Backend] = {
         ),
     )
 }
-PREFERRED: tuple[str, ...] = ("torch",)
-"""What "auto" tries for a sparse call, in this order; the last one runs everything."""
+PREFERRED = {"cuda": ("triton", "torch")}
+"""What "auto" tries for a sparse call, by type of device and in this order; the last one runs everything.
+"torch" alone on other devices.
+"""
 
 
 def check_backend(name: str) -> str:
@@ -97,12 +107,13 @@ def pick(name: str, problem: Problem, query: Tensor, key: Tensor, value: Tensor)
             raise NotImplementedError(f"backend={name!r} cannot run this call: {'; '.join(reasons)}")
         return BACKENDS[name], "asked for"
     passed_over: list[str] = []
-    for candidate in PREFERRED[:-1]:
+    *candidates, last = PREFERRED.get(query.device.type, ("torch",))
+    for candidate in candidates:
         reasons = BACKENDS[candidate].reasons(problem, query, key, value)
         if not reasons:
             return BACKENDS[candidate], "the first choice for this device"
         passed_over.append(f"{candidate} cannot run: {'; '.join(reasons)}")
-    return BACKENDS[PREFERRED[-1]], ". ".join(passed_over) or "runs everywhere"
+    return BACKENDS[last], ". ".join(passed_over) or "runs everywhere"
 
 
 def resolve(

@@ -58,7 +58,7 @@ def batches(
         return
     if not isinstance(pattern, GridPattern):
         raise TypeError(f"pattern={pattern}: is not one that runs as tiles of a plan")
-    text, everywhere = layout.text_index().to(device), seen_by_all(problem, device)
+    text, everywhere = layout.text_index(device), seen_by_all(problem, device)
     for bucket in pattern.plan(layout).buckets(device):
         bias = None if bucket.full else as_bias(_element_mask(problem, pattern, bucket), dtype)
         if bias is not None and len(everywhere):
@@ -79,7 +79,7 @@ def seen_by_all(problem: Problem, device: torch.device) -> Tensor:
     """Numbers of the keys that every query of the grid sees: text and extra tokens."""
     layout = problem.layout
     extra = torch.arange(layout.tokens, layout.tokens + problem.extra, device=device)
-    return torch.cat([layout.text_index().to(device), extra])
+    return torch.cat([layout.text_index(device), extra])
 
 
 def _segments(

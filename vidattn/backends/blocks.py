@@ -113,7 +113,7 @@ def _take(flat: Tensor, numbers: Tensor) -> Tensor:
 
 def _text_rows(problem: Problem, query: Tensor, key: Tensor) -> Iterator[Batch]:
     """The text's queries, which see every key, in pieces whose scores stay bounded."""
-    text = problem.layout.text_index().to(query.device)
+    text = problem.layout.text_index(query.device)
     if not len(text):
         return iter(())
     real = problem.key_valid(query.device)

@@ -66,7 +66,7 @@ class BranchReader:
 def _more_branches(pipe: Any) -> bool:
     perturbed = getattr(pipe, "do_perturbed_attention_guidance", False)
     return bool(perturbed) or any(
-        part in type(pipe).__name__ for part in ("InstructPix2Pix", "LEdits", "Semantic")
+        part in type(pipe).__name__ for part in ("InstructPix2Pix", "LEdits", "Semantic", "OmniGen")
     )
 
 

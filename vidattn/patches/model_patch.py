@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from vidattn import backends
 from vidattn.backends.pays import why_dense
 from vidattn.layout import TokenLayout
-from vidattn.patches import routes
+from vidattn.patches import own_calls, routes
 from vidattn.patches.checkpointing import keep_decisions, release_decisions
+from vidattn.patches.extrapolation import RopeBase, scale_factor
 from vidattn.patches.families import Arguments, Family, GridUnreadable, Layer, Reading
 from vidattn.patches.guidance import BranchReader
 from vidattn.patches.log import LayerLog, RunLog
@@ -25,6 +26,7 @@ from vidattn.patches.settings import Settings
 from vidattn.patches.sizes import shape_of
 from vidattn.patches.slots import LAYER, SLOT, Decision, Slot, SlotSpec
 from vidattn.patches.steps import ALL, MIDDLE, StepClock
+from vidattn.patches.substitutes import Mixers, Substitute
 from vidattn.patches.weights import SwappedWeights
 from vidattn.patterns import Full
 
@@ -68,6 +70,10 @@ class ModelPatch:
         self.clock, self.settings = clock, settings
         self.log = RunLog()
         self.weights: SwappedWeights | None = None
+        self.mixers = Mixers({})
+        self.rope = RopeBase(None, 1.0)
+        self.note = ""
+        self.paused = False  # forwards run as if there were no patch, and are not counted
         self._branches = BranchReader(family.guidance)
         self._by_branch = any(stage.branch for slot in slots for stage in slot.spec.stages)
         self._hook = ForwardHook(self)
@@ -96,6 +102,7 @@ class ModelPatch:
             if self.weights is not None:
                 self.weights.apply(model)
             self._mark()
+            self.mixers.attach()
             model.register_forward_pre_hook(self._hook, with_kwargs=True)
             model.__dict__[PATCH] = self
 
@@ -111,7 +118,7 @@ class ModelPatch:
                 # not nn.Module.__setattr__: nothing is registered, so state_dict and saving do not change
                 marks[SLOT] = slot
                 marks[LAYER] = LayerLog(planned.layer.name, self.log)
-            routes.cover(planned.layer.module.processor)
+            own_calls.cover(planned.layer.module)
 
     def detach(self, model: nn.Module) -> None:
         """Take everything off again."""
@@ -124,6 +131,8 @@ class ModelPatch:
                 if hook is self._hook:
                     del model._forward_pre_hooks[number]
                     model._forward_pre_hooks_with_kwargs.pop(number, None)
+            self.mixers.detach()
+            self.rope.set(False)
             release_decisions(model)
             model.__dict__.pop(PATCH, None)
             if self.weights is not None:
@@ -139,6 +148,11 @@ class ModelPatch:
         Raises:
             RuntimeError: the patch is strict and a layer would fall back to dense attention.
         """
+        if self.paused:
+            for slot in self.slots:
+                slot.decision = slot.text_valid = None
+            self.rope.set(False)
+            return
         self._mark()
         reading, trouble = self._read(model, arguments)
         family = self.family
@@ -163,6 +177,11 @@ class ModelPatch:
             decisions.append(slot.decision)
         self.log.forward(self.clock.run, decisions)
         self._be_strict(decisions)
+        self.mixers.place(device)
+        self.rope.set(any(part.pattern is not None for d in decisions for part in d.each()))
+        if self.weights is not None:
+            dense = [decision.pattern is None and not decision.parts for decision in decisions]
+            self.weights.show(model, frozenset(p.layer.name for p in self.planned if dense[p.slot]))
         keep_decisions(model, self.slots)
 
     def _read(self, model: nn.Module, arguments: Arguments) -> tuple[Reading, str]:
@@ -201,15 +220,17 @@ class ModelPatch:
         pattern = rule.resolve(layout.grid)
         if isinstance(pattern, Full):
             return dense("the pattern is full")
-        backend, _ = backends.resolve(slot.spec.backend, pattern, layout, device)
-        module = next(p.layer.module for p in self.planned if self.slots[p.slot] is slot)
-        if auto and (reason := why_dense(pattern, layout, device, shape_of(module), backend)):
-            return dense(reason, fallback=True)
-        density = pattern.density(layout)
+        if isinstance(pattern, Substitute):
+            backend = pattern.backend
+        else:
+            backend, _ = backends.resolve(slot.spec.backend, pattern, layout, device)
+            module = next(p.layer.module for p in self.planned if self.slots[p.slot] is slot)
+            if auto and (reason := why_dense(pattern, layout, device, shape_of(module), backend)):
+                return dense(reason, fallback=True)
         return Decision(
             layout,
             pattern,
-            density,
+            pattern.density(layout),
             case.steps,
             backend,
             note=reading.note,
@@ -218,6 +239,7 @@ class ModelPatch:
             trimmed=reading.trimmed,
             own_text=reading.own_text,
             extent=torch.empty(layout.grid, dtype=torch.bool, device=device),
+            factor=scale_factor(rule, layout),
         )
 
     def _be_strict(self, decisions: list[Decision]) -> None:

@@ -62,6 +62,7 @@ class Report:
             if patch.log.run == runs[id(patch.clock)]:
                 rows += _rows(patch)
                 notes += [d.note for _, d in patch.log.forwards if d.note]
+            notes += [patch.note] if patch.note else []
         total = sum(weight for _, weight in rows)
         density = sum(row.density * weight for row, weight in rows) / total if total else None
         planned = [
@@ -89,7 +90,8 @@ class Report:
         if not self.layers:
             lines = _folded([((model, pattern), layer) for model, layer, pattern in self.planned])
             body = [(key[0], names, key[1]) for key, names in lines]
-            return "\n".join(["patched; no forward yet", *_table([("model", "layers", "pattern"), *body])])
+            table = _table([("model", "layers", "pattern"), *body])
+            return "\n".join(["patched; no forward yet", *table, *self.notes])
         rows = _folded([(_key(row), row.layer) for row in self.layers])
         table = _table([_COLUMNS, *((key[0], names, *key[1:]) for key, names in rows)])
         run = "unknown" if self.density is None else f"{self.density:.3f}"

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from vidattn.attention import attention
 from vidattn.patches.calls import Call, autocast, layout_of_call, pieces, refusal, reversed_text
 from vidattn.patches.slots import CURRENT, LAYER, SLOT, Decision, Slot
+from vidattn.patches.substitutes import Substitute, refuse_if_trained, run_layer
 
 _DISPATCH = "dispatch_attention_fn"
 _rebound: list[
@@ -46,7 +47,7 @@ def _turn(slot: Slot, call: Call, reason: str) -> Tensor | None:
         if not torch.compiler.is_compiling():
             CURRENT.missed = "its keys are not those of its queries"
         return None
-    if decision is None:
+    if decision is None or (isinstance(decision.pattern, Substitute) and decision.pattern.whole):
         return None
     valid = slot.text_valid if call.mask is not None else None  # the padding is the mask's
     if not decision.parts:
@@ -82,13 +83,19 @@ def _sparse(slot: Slot, decision: Decision, valid: Tensor | None, call: Call, re
     if reason:
         if slot.spec.strict:
             raise RuntimeError(f"vidattn: a layer would run dense although strict=True: {reason}")
+        refuse_if_trained(slot, decision.pattern, reason)
         return None
-    before = layout.text_before
+    before, pattern, scale = layout.text_before, decision.pattern, call.scale
     query, key, value = autocast(call.query, call.key, call.value)
+    if decision.factor != 1.0:
+        scale = (query.shape[-1] ** -0.5 if scale is None else scale) * decision.factor
     if decision.own_text:  # whose padding is in front: backwards it is behind
         query, key, value = (reversed_text(t, before) for t in (query, key, value))
-    pattern, backend = decision.pattern, slot.spec.backend
-    result = cast(Tensor, attention(query, key, value, pattern, layout, scale=call.scale, backend=backend))
+    if isinstance(pattern, Substitute):
+        result = pattern.attend(query, key, value, layout, scale, decision.text, slot.spec.backend)
+    else:
+        made = attention(query, key, value, pattern, layout, scale=scale, backend=slot.spec.backend)
+        result = cast(Tensor, made)
     return torch.cat([call.first_rows(before), result[:, before:]], 1) if decision.own_text else result
 
 
@@ -203,7 +210,7 @@ def _shim(original: Callable) -> Callable:
         outer = CURRENT.slot
         CURRENT.slot = slot
         try:
-            return original(self, attn, *args, **kwargs)
+            return run_layer(original, self, attn, slot, args, kwargs)
         finally:
             CURRENT.slot = outer
 
@@ -220,7 +227,7 @@ def _watched(
     outer = CURRENT.slot, CURRENT.layer, CURRENT.reached, CURRENT.missed
     CURRENT.slot, CURRENT.layer, CURRENT.reached, CURRENT.missed = slot, layer, False, ""
     try:
-        result = original(processor, attn, *args, **kwargs)
+        result = run_layer(original, processor, attn, slot, args, kwargs)
         if not CURRENT.reached and slot.decision is not None and layer is not None:
             layer.bypassed(slot, slot.decision, CURRENT.missed or bypass_reason(processor))
         return result

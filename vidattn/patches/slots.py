@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from vidattn.layout import TokenLayout
-from vidattn.patches.schedule import Stage
 from vidattn.patterns import Pattern
+
+if TYPE_CHECKING:
+    from vidattn.patches.schedule import Stage
+    from vidattn.patches.substitutes import Substitute
 
 SLOT = "_vidattn_slot"
 """Attribute of a patched attention module: its :class:`Slot`."""
@@ -35,10 +38,11 @@ class Decision:
     a new graph. The layout has no ``text_valid``: one decision serves prompts of all lengths. ``trimmed``
     and ``own_text`` as in a family's reading. Where items of a batch run differently, ``parts`` has a
     decision for each of its equal pieces, and the rest means nothing; ``share`` is a part's of the batch.
+    ``factor`` is one more of the scores' scale.
     """
 
     layout: TokenLayout | None
-    pattern: Pattern | None
+    pattern: Pattern | Substitute | None
     density: float
     steps: str
     backend: str = ""
@@ -52,6 +56,7 @@ class Decision:
     extent: Tensor | None = None
     parts: tuple[Decision, ...] = ()
     share: float = 1.0
+    factor: float = 1.0
 
     def each(self) -> tuple[Decision, ...]:
         """The parts, or the decision itself."""
@@ -69,6 +74,7 @@ class SlotSpec:
     group: Any
     backend: str
     strict: bool
+    trained: bool = False  # weights came with the patch
 
 
 class Slot(threading.local):
@@ -96,6 +102,8 @@ class Current(threading.local):
         self.layer: Any = None  # LayerLog, outside compiled graphs
         self.reached = False  # whether the layer called attention on its grid
         self.missed = ""  # why a call of the layer was none on its grid
+        self.mixer: Any = None  # modules of the layer's substitute
+        self.inputs: tuple[Any, Any] = (None, None)  # what the layer was given: hidden states, and text apart
         self.look: Any = None  # whoever observes, see observe.py
 
 

@@ -2,6 +2,7 @@
 
 from vidattn.patterns.bands import Spatial, Temporal
 from vidattn.patterns.base import Pattern
+from vidattn.patterns.clusters import SemanticClusters
 from vidattn.patterns.disc import Disc
 from vidattn.patterns.full import Full
 from vidattn.patterns.groups import Groups
@@ -26,6 +27,7 @@ __all__ = [
     "PerHead",
     "Radial",
     "Segments",
+    "SemanticClusters",
     "SlidingTile",
     "SlidingWindow",
     "SparseVideoGen",

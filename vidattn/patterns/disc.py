@@ -60,7 +60,15 @@ class Disc(GridPattern):
             object.__setattr__(self, "radius", int(self.radius))
         if not is_int(self.pooled) or self.pooled < 0 or self.pooled == 1:
             raise ValueError(f"pooled={self.pooled!r}: must be 0 or an integer of at least 2")
+        # made here, since graphs cannot make patterns
+        object.__setattr__(self, "_bare", Disc(self.radius) if self.pooled else self)
         super().__post_init__()
+
+    @property
+    def bare(self) -> Disc:
+        """The disc without pooled keys."""
+        bare: Disc = self._bare  # type: ignore[attr-defined]
+        return bare
 
     @property
     def _limit(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vidattn.layout import TokenLayout
+from vidattn.layout import Grid, TokenLayout
 from vidattn.lists import BlockLists
 from vidattn.patterns.base import GridPattern, Pattern, pairs_with_text
 from vidattn.plan import Plan
@@ -57,7 +57,7 @@ class DynamicPattern(Pattern):
     The choice has no gradient of its own; it is made once a call, and serves forward and backward.
     """
 
-    def choose(
+    def measure(
         self,
         query: Tensor,
         key: Tensor,
@@ -65,8 +65,8 @@ class DynamicPattern(Pattern):
         layout: TokenLayout,
         scale: float | Tensor | None = None,
         text_valid: Tensor | None = None,
-    ) -> Choice:
-        """The choice for these inputs.
+    ) -> list[Tensor]:
+        """What is read off these inputs. In compiled graphs this runs as one opaque operator.
 
         Args:
             query: (B, S, H, D).
@@ -77,6 +77,27 @@ class DynamicPattern(Pattern):
             text_valid: real text tokens, int64 (B,), or None.
         """
         raise NotImplementedError
+
+    def measured(self, batch: int, heads: int, grid: Grid) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Shapes and dtypes of what :meth:`measure` returns."""
+        raise NotImplementedError
+
+    def arrange(self, measured: list[Tensor], layout: TokenLayout) -> Choice:
+        """The choice that follows from what was measured."""
+        raise NotImplementedError
+
+    def choose(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layout: TokenLayout,
+        scale: float | Tensor | None = None,
+        text_valid: Tensor | None = None,
+    ) -> Choice:
+        """The choice for these inputs; arguments as for :meth:`measure`."""
+        with torch.no_grad():
+            return self.arrange(self.measure(query, key, value, layout, scale, text_valid), layout)
 
     def grid_share(self, layout: TokenLayout) -> float:
         """Share of the grid's pairs that a call computes; where counts depend on the data, the greatest."""

@@ -80,14 +80,11 @@ class Hierarchical(GridPattern):
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", normal_size(self.parts, "parts"))
         names = self.branches.split("+") if isinstance(self.branches, str) else [""]
-        if (
-            not set(names) <= set(POOLED)
-            or len(set(names)) < len(names)
-            or names[0] not in ("close", "remote")
-        ):
+        known = set(names) <= set(POOLED) and len(set(names)) == len(names)
+        if not known or names[0] not in ("close", "remote"):
             raise ValueError(
-                f"branches={self.branches!r}: join some of {', '.join(POOLED)} by '+', the first of"
-                " them 'close' or 'remote'"
+                f"branches={self.branches!r}: join some of {', '.join(POOLED)} by '+', the first of them"
+                " 'close' or 'remote'"
             )
         if self.weights is not None:
             given: Any = (self.weights,) if isinstance(self.weights, (int, float)) else self.weights
@@ -95,6 +92,8 @@ class Hierarchical(GridPattern):
             if not numbers or len(given) != len(names) or not math.isclose(sum(given), 1, abs_tol=1e-6):
                 raise ValueError(f"weights={self.weights!r}: give {len(names)} numbers with the sum 1")
             object.__setattr__(self, "weights", tuple(float(w) for w in given))
+        # made here, since graphs cannot make patterns
+        object.__setattr__(self, "_parted", self._make_branches(names))
         super().__post_init__()
 
     @property
@@ -102,17 +101,24 @@ class Hierarchical(GridPattern):
         """There are several branches."""
         return "+" in self.branches
 
-    def branches_of(self, grid: Grid) -> tuple[Branch, ...]:
+    @property
+    def parted(self) -> tuple[Branch, ...]:
         """The attentions of the sum."""
-        names = self.branches.split("+")
-        made = []
-        for name, weight in zip(names, self.weights or (1 / len(names),) * len(names), strict=True):
-            pattern: GridPattern = Hierarchical(self.parts, name) if POOLED[name] == 1 else Full()
-            if name == "coarse":
-                t, h, w = self._parts(grid)
-                pattern = Hierarchical((t, -(-h // 2), -(-w // 2)))
-            made.append(Branch(pattern, POOLED[name], weight))
-        return tuple(made)
+        branches: tuple[Branch, ...] = self._parted  # type: ignore[attr-defined]
+        return branches
+
+    def _make_branches(self, names: list[str]) -> tuple[Branch, ...]:
+        if len(names) == 1:
+            return (Branch(self, 1, 1.0),)
+        t, h, w = per_axis(self.parts, 1)
+        patterns: dict[str, GridPattern] = {
+            "close": Hierarchical(self.parts, "close"),
+            "remote": Hierarchical(self.parts, "remote"),
+            "coarse": Hierarchical((t, -(-h // 2), -(-w // 2))),
+            "global": Full(),
+        }
+        weights = self.weights or (1 / len(names),) * len(names)
+        return tuple(Branch(patterns[n], POOLED[n], w) for n, w in zip(names, weights, strict=True))
 
     def allowed(self, query: Coordinates, key: Coordinates, grid: Grid) -> Tensor:
         self._single("mask")
@@ -139,19 +145,19 @@ class Hierarchical(GridPattern):
     def density(self, layout: TokenLayout) -> float:
         """Pairs of all branches, over S x S."""
         pairs = 0.0
-        for branch in self.branches_of(layout.grid):
+        for branch in self.parted:
             inner = branch.layout(layout)
             pairs += pairs_with_text(branch.pattern.grid_pairs(inner.grid), inner)
         return pairs / layout.tokens**2
 
     def visited(self, layout: TokenLayout) -> float:
-        pairs = sum(b.pattern.plan(b.layout(layout)).visited_pairs for b in self.branches_of(layout.grid))
+        pairs = sum(b.pattern.plan(b.layout(layout)).visited_pairs for b in self.parted)
         return pairs / layout.grid_tokens**2
 
     def grid_pairs(self, grid: Grid) -> int:
         if not self.is_sum:
             return math.prod(sum(len(run) ** 2 for run in runs) for runs in self._runs(grid))
-        inner = [(b, b.layout(TokenLayout(grid)).grid) for b in self.branches_of(grid)]
+        inner = [(b, b.layout(TokenLayout(grid)).grid) for b in self.parted]
         return sum(branch.pattern.grid_pairs(cells) for branch, cells in inner)
 
     def covers(self, grid: Grid) -> bool:
@@ -184,7 +190,7 @@ class Hierarchical(GridPattern):
     def _single(self, what: str) -> None:
         if self.is_sum:
             raise ValueError(
-                f"{self}: a sum of attentions has no {what} of its own: ask those of branches_of(grid)"
+                f"{self}: a sum of attentions has no {what} of its own: ask those of its branches"
             )
 
     def _parts(self, grid: Grid) -> Grid:

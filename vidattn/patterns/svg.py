@@ -49,6 +49,7 @@ class SparseVideoGen(DynamicPattern):
     def __post_init__(self) -> None:
         band = Spatial(self.width, self.sink)
         object.__setattr__(self, "width", band.width)
+        object.__setattr__(self, "_band", band)  # made here, since graphs cannot make patterns
         if not is_int(self.rows) or self.rows < 1:
             raise ValueError(f"rows={self.rows!r}: must be an integer of at least 1")
         super().__post_init__()
@@ -56,7 +57,8 @@ class SparseVideoGen(DynamicPattern):
     @property
     def band(self) -> Spatial:
         """The pattern that every head runs in its own order of tokens."""
-        return Spatial(self.width, self.sink)
+        band: Spatial = self._band  # type: ignore[attr-defined]
+        return band
 
     def grid_share(self, layout: TokenLayout) -> float:
         """Exact: both bands hold equally many pairs."""
@@ -68,8 +70,17 @@ class SparseVideoGen(DynamicPattern):
     def covers(self, grid: Grid) -> bool:
         return self.band.covers(grid)
 
-    @torch.no_grad()
-    def choose(
+    def measured(self, batch: int, heads: int, grid: Grid) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        return [((batch, heads), torch.bool)]
+
+    def arrange(self, measured: list[Tensor], layout: TokenLayout) -> Choice:
+        grid, temporal = layout.grid, measured[0]
+        raster = torch.arange(layout.grid_tokens, device=temporal.device)
+        by_place = raster.view(grid[0], grid[1] * grid[2]).t().reshape(-1)
+        order = torch.where(temporal[..., None], by_place, raster)
+        return Choice(self.band, order, order)
+
+    def measure(
         self,
         query: Tensor,
         key: Tensor,
@@ -77,13 +88,9 @@ class SparseVideoGen(DynamicPattern):
         layout: TokenLayout,
         scale: float | Tensor | None = None,
         text_valid: Tensor | None = None,
-    ) -> Choice:
-        temporal = self.temporal_heads(query, key, value, layout, scale, text_valid)
-        count, grid = layout.grid_tokens, layout.grid
-        raster = torch.arange(count, device=query.device)
-        by_place = raster.view(grid[0], -1).t().reshape(-1)
-        order = torch.where(temporal[..., None], by_place, raster)
-        return Choice(self.band, order, order)
+    ) -> list[Tensor]:
+        """Which heads are temporal; arguments as for every dynamic pattern."""
+        return [self.temporal_heads(query, key, value, layout, scale, text_valid)]
 
     def temporal_heads(
         self,
@@ -94,7 +101,7 @@ class SparseVideoGen(DynamicPattern):
         scale: float | Tensor | None = None,
         text_valid: Tensor | None = None,
     ) -> Tensor:
-        """Which heads of which items are temporal: bool (B, H). Arguments as for :meth:`choose`."""
+        """Which heads of which items are temporal: bool (B, H). Arguments as for :meth:`measure`."""
         count, device = layout.grid_tokens, query.device
         rows = min(self.rows, count)
         sample = ((torch.arange(rows, device=device) * 2 + 1) * count).div(2 * rows, rounding_mode="floor")

@@ -10,6 +10,7 @@ from typing import Any
 
 from vidattn.patterns.bands import Spatial, Temporal
 from vidattn.patterns.base import Pattern
+from vidattn.patterns.clusters import SemanticClusters
 from vidattn.patterns.disc import Disc
 from vidattn.patterns.full import Full
 from vidattn.patterns.groups import Groups
@@ -39,6 +40,7 @@ PATTERNS: dict[str, type[Pattern]] = {
         TopK,
         Hierarchical,
         SparseVideoGen,
+        SemanticClusters,
     )
 }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vidattn.layout import Grid, TokenLayout
 from vidattn.lists import BlockLists, box_counts
-from vidattn.patterns.boxes import box_means
+from vidattn.patterns.boxes import box_means, box_sizes
 from vidattn.patterns.dynamic import Choice, DynamicPattern
 from vidattn.patterns.sizes import Size, is_int, normal_size, per_axis
 
@@ -84,8 +84,12 @@ class TopK(DynamicPattern):
         return max(1, math.floor(exact + 1e-9)) if self.score == "smooth" else math.ceil(exact - 1e-9)
 
     def grid_share(self, layout: TokenLayout) -> float:
-        """Key tiles visited over all, exact where the tile divides the grid; for "mass" the greatest."""
-        return 1.0 if self.covers(layout.grid) else self._slots(layout.grid) / self._tiles(layout.grid)
+        """Exact where the tile divides the grid and counts are fixed; else the greatest that there can be."""
+        if self.covers(layout.grid):
+            return 1.0
+        sizes = box_sizes(layout.grid, self.tile_size(layout.grid), torch.device("cpu"))
+        largest = sizes.sort(descending=True).values[: self._slots(layout.grid)]
+        return int(largest.sum()) / layout.grid_tokens
 
     def covers(self, grid: Grid) -> bool:
         return self.score != "mass" and self.kept(grid) == self._tiles(grid)
@@ -96,8 +100,7 @@ class TopK(DynamicPattern):
     def _slots(self, grid: Grid) -> int:
         return self.kept(grid) if self.similarity is None else self._tiles(grid)
 
-    @torch.no_grad()
-    def choose(
+    def measure(
         self,
         query: Tensor,
         key: Tensor,
@@ -105,7 +108,8 @@ class TopK(DynamicPattern):
         layout: TokenLayout,
         scale: float | Tensor | None = None,
         text_valid: Tensor | None = None,
-    ) -> Choice:
+    ) -> list[Tensor]:
+        """Index and count of the lists; arguments as for every dynamic pattern."""
         grid, first = layout.grid, layout.text_before
         tile = self.tile_size(grid)
         rows, columns = (t[:, first : first + layout.grid_tokens] for t in (query, key))
@@ -116,13 +120,23 @@ class TopK(DynamicPattern):
         queries, keys = box_means(rows, grid, tile, accum) * factor, box_means(columns, grid, tile, accum)
         if self.score != "mean":
             mean = columns.mean(1, keepdim=True, dtype=accum)
-            keys, columns = keys - mean, columns - mean.to(columns.dtype)
+            keys = keys - mean
+            if self.similarity is not None:  # a copy of the keys, for the cosines only
+                columns = columns - mean.to(columns.dtype)
         shared = query.shape[2] // key.shape[2]
         sides = [queries.transpose(1, 2), keys.transpose(1, 2).repeat_interleave(shared, 1)]
         if self.similarity is not None:
             sides += [_alike(t, grid, tile, self.similarity) for t in (rows, columns)]
             sides[3] = sides[3].repeat_interleave(shared, 1)
-        return Choice(BlockLists(grid, tile, tile, *self._lists(grid, *sides)))
+        return list(self._lists(grid, *sides))
+
+    def measured(self, batch: int, heads: int, grid: Grid) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        rows = (batch, heads, self._tiles(grid))
+        return [((*rows, self._slots(grid)), torch.int32), (rows, torch.int32)]
+
+    def arrange(self, measured: list[Tensor], layout: TokenLayout) -> Choice:
+        tile = self.tile_size(layout.grid)
+        return Choice(BlockLists(layout.grid, tile, tile, measured[0], measured[1]))
 
     def _lists(
         self,

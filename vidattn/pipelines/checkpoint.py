@@ -81,8 +81,8 @@ def _check_same(folder: Path, found: dict[str, Any], settings: dict[str, Any], d
     names = sorted(k for k in {*old, *settings} if old.get(k) != settings.get(k))
     changes = "; ".join(f"{k}: {old.get(k)!r} there, {settings.get(k)!r} here" for k in names[:4])
     raise ValueError(
-        f"checkpoint={str(folder)!r} belongs to a run with other settings ({changes}): give another folder, or"
-        " delete it"
+        f"checkpoint={str(folder)!r} belongs to a run with other settings ({changes}): give another folder,"
+        " or delete it"
     )
 
 

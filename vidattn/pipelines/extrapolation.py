@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -54,7 +54,6 @@ class Watcher:
     """
 
     layout: TokenLayout | None = None
-    _found: dict[str, TokenLayout] = field(default_factory=dict)
 
     def read(self, target: Target, arguments: dict[str, Any]) -> None:
         """Take note of one forward."""
@@ -91,9 +90,6 @@ def watched(pipe: Any) -> Iterator[Watcher]:
 def proportional_scale(pipe: Any, trained: int | None) -> Iterator[None]:
     """Softmax scale times sqrt(log_trained(N)) in every self-attention layer, N the tokens of the forward.
 
-    The factor goes onto the queries, behind their norm (or their projection where there is none): logits are
-    linear in them, so this is the scale of CLEAR and I-Max, and holds for dense and sparse layers alike.
-
     Args:
         pipe: the pipeline.
         trained: tokens, text included, of the size that the model was trained at; None changes nothing.
@@ -101,13 +97,29 @@ def proportional_scale(pipe: Any, trained: int | None) -> Iterator[None]:
     if trained is None:
         yield
         return
-    with ExitStack() as stack, watched(pipe) as watcher:
+    with watched(pipe) as watcher:
 
-        def scale(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            if watcher.layout is None:
-                return output
-            return output * math.sqrt(math.log(watcher.layout.tokens) / math.log(trained))
+        def factor() -> float | None:
+            layout = watcher.layout
+            return math.sqrt(math.log(layout.tokens) / math.log(trained)) if layout else None
 
+        with scaled_queries(pipe, factor):
+            yield
+
+
+@contextmanager
+def scaled_queries(pipe: Any, factor: Callable[[], float | None]) -> Iterator[None]:
+    """The softmax scale of every self-attention layer times a factor, for the length of a ``with`` block.
+
+    It goes onto the queries, behind their norm (or their projection where there is none): logits are linear in
+    them, so it holds for dense and sparse layers alike.
+    """
+
+    def scale(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        value = factor()
+        return output if value is None else output * value
+
+    with ExitStack() as stack:
         for target in targets_of(pipe):
             for layer in target.family.layers(target.model):
                 for module in query_modules(layer.module):

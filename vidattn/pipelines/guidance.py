@@ -69,9 +69,7 @@ def levels(scheduler: Any, timestep: Any) -> Levels:
         sigma = float(sigmas[_index(scheduler, timestep)])
         return Levels(1 - sigma, sigma, "flow" if prediction == "flow_prediction" else prediction)
     if prediction not in ("epsilon", "v_prediction", "sample"):
-        raise ValueError(
-            f"guidance: {kind} predicts {prediction!r}, which is not understood; use guidance=None"
-        )
+        raise ValueError(f"guidance: {kind} predicts {prediction!r}, which is unknown; use guidance=None")
     if sigmas is not None and kind.startswith(_UNSCALED):
         return Levels(1.0, float(sigmas[_index(scheduler, timestep)]), prediction)
     if sigmas is not None:

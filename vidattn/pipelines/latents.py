@@ -121,7 +121,7 @@ def latents_of(pipe: Any) -> Latents:
         raise TypeError(f"{type(pipe).__name__}: stages can't start from pictures in this family. {near}")
     if "latents" not in known or "prompt" not in known:
         raise TypeError(
-            f"{type(pipe).__name__} takes no prompt and latents=: stages cannot start from a picture"
+            f"{type(pipe).__name__} takes no prompt and latents=: stages can't start from a picture"
         )
     packed, frames = _KINDS[target.family.name]
     return Latents(pipe, target.family.name, packed, frames, target.family.kind == "video")

@@ -1,8 +1,8 @@
 """Starting a pipeline's loop in the middle of its schedule, near a given picture.
 
-A pipeline's ``scheduler`` is a documented component, and ``latents=`` a documented argument: for the length of
-one call the scheduler is replaced by a copy that keeps its class and settings, begins at a later step, and
-guides each step.
+A pipeline's ``scheduler`` is a documented component, and ``latents=`` a documented argument: for the length
+of one call the scheduler is replaced by a copy that keeps its class and settings, begins at a later step,
+and guides each step.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def steps_run(steps: int, strength: float) -> int:
 
 def _step(scheduler: Any, original: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     given = {**dict(zip(("model_output", "timestep", "sample"), args, strict=False)), **kwargs}
-    rest = args[3:]
+    rest = args[3:]  # what a scheduler takes beyond these by position
     guide, time = scheduler.vidattn_guide, float(given["timestep"])
     if guide is not None and guide.kind == "frequency":
         given["model_output"] = _pull_low_band(scheduler, guide, time, given)
@@ -245,10 +245,10 @@ def recorded(pipe: Any, schedule: Schedule, tick: Callable[[], None]) -> Iterato
 
 
 @functools.lru_cache(maxsize=32)
-def _parameters(cls: type) -> tuple[str, ...]:
+def _parameters(cls: Any) -> tuple[str, ...]:
     import inspect
 
-    return tuple(inspect.signature(cls.set_timesteps).parameters)[1:]  # type: ignore[attr-defined]
+    return tuple(inspect.signature(cls.set_timesteps).parameters)[1:]
 
 
 def _names(scheduler: Any) -> tuple[str, ...]:

@@ -93,9 +93,7 @@ def default_base(pipe: Any, size: Size) -> Size:
     else:
         sample = getattr(getattr(pipe, "unet", None) or getattr(pipe, "transformer", None), "config", {})
         if not isinstance(sample.get("sample_size"), int):
-            raise ValueError(
-                f"base: {type(pipe).__name__} does not say at which size it was trained; give it"
-            )
+            raise ValueError(f"base: {type(pipe).__name__} does not say at which size it was trained")
         area = float(sample["sample_size"] * _factor(pipe)) ** 2
     height, width = size
     ratio = min(1.0, math.sqrt(area / (height * width)))
@@ -130,7 +128,7 @@ def stage_sizes(base: Size, size: Size, stages: Any, step: int) -> list[Size]:
     elif type(stages) is int:
         if stages < (growth > 1):
             raise ValueError(
-                f"stages={stages}: from {base[0]}x{base[1]} to {size[0]}x{size[1]} takes one at least"
+                f"stages={stages}: {base[0]}x{base[1]} to {size[0]}x{size[1]} takes one at least"
             )
         count = stages
     else:
@@ -149,9 +147,7 @@ def _listed(base: Size, size: Size, stages: Sequence[Any], step: int) -> list[Si
         check_size(each, step, "stages")
     for smaller, larger in zip([base, *sizes], sizes, strict=False):
         if larger[0] < smaller[0] or larger[1] < smaller[1]:
-            raise ValueError(
-                f"stages={list(stages)}: each must be at least as large as the one before ({base})"
-            )
+            raise ValueError(f"stages={list(stages)}: sizes must not shrink, from base={base} on")
     if (not sizes and base != size) or (sizes and sizes[-1] != size):
         raise ValueError(f"stages={list(stages)}: the last must be size={size[0]}x{size[1]}")
     return sizes

@@ -16,6 +16,7 @@ from vidattn.pipelines.checkpoint import Checkpoint
 from vidattn.pipelines.extrapolation import watched
 from vidattn.pipelines.guidance import resize
 from vidattn.pipelines.latents import Latents
+from vidattn.pipelines.memory import vae_within
 from vidattn.pipelines.scheduling import (
     Guide,
     Schedule,
@@ -26,6 +27,7 @@ from vidattn.pipelines.scheduling import (
     steps_run,
 )
 from vidattn.pipelines.sizes import Size
+from vidattn.pipelines.vae import Seams
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Stage:
         tokens: text included; 0 where the model works on several grids.
         density: share of the pairs that its attention computed; None without a patch.
         report: what ran in every layer, as text; "" without a patch.
+        seams: how well the VAE's tiles fitted, for each call that was tiled; empty from a checkpoint.
         resumed: whether it was read from a checkpoint.
     """
 
@@ -56,6 +59,7 @@ class Stage:
     tokens: int = 0
     density: float | None = None
     report: str = ""
+    seams: tuple[Seams, ...] = ()
     resumed: bool = False
 
 
@@ -83,7 +87,7 @@ class Runner:
         guidance_weight: its factor.
         shift: time shift of the stages after the first, or None.
         around: gives the context of a stage's call: patches and the like, by the first stage's record.
-        vae: gives the context in which a stage's pictures are decoded, and the one before's encoded.
+        budget: bytes for the VAE's activations, or None.
         checkpoint: finished stages.
         callback: called behind each stage.
         progress: show bars.
@@ -100,7 +104,7 @@ class Runner:
     guidance_weight: float
     shift: float | None
     around: Callable[[int, Stage], AbstractContextManager[Around]]
-    vae: Callable[[Size], AbstractContextManager[None]]
+    budget: int | None
     checkpoint: Checkpoint
     callback: Callable[[Stage, int, int, Any], Any] | None
     progress: bool
@@ -136,7 +140,10 @@ class Runner:
         return pictures
 
     def _keep(self, index: int, pictures: Tensor, generators: list[torch.Generator]) -> None:
-        facts = {"stage": vars(self.done[-1]), "schedule": self.schedule.arguments}
+        facts = {
+            "stage": {k: v for k, v in vars(self.done[-1]).items() if k != "seams"},
+            "schedule": self.schedule.arguments,
+        }
         self.checkpoint.save(index, pictures, [g.get_state() for g in generators], facts)
 
     # ------------------------------------------------------------------ one stage
@@ -148,10 +155,18 @@ class Runner:
         with self._bar(index) as tick:
             first = self.done[0] if self.done else stage
             if before is None:
-                with watched(self.pipe) as watcher, recorded(self.pipe, self.schedule, tick), self.vae(size):
+                with (
+                    watched(self.pipe) as watcher,
+                    recorded(self.pipe, self.schedule, tick),
+                    self._vae(size) as seams,
+                ):
                     pictures, left = self._call(size, generators, {}), Around()
             else:
-                with self.around(index, first) as left, watched(self.pipe) as watcher:
+                with (
+                    self.around(index, first) as left,
+                    watched(self.pipe) as watcher,
+                    self._vae(size) as seams,
+                ):
                     pictures = self._refine(before, size, strength, generators, tick)
         layout = watcher.layout
         self.done.append(
@@ -165,6 +180,7 @@ class Runner:
                 tokens=layout.tokens if layout else 0,
                 density=left.density,
                 report=left.report,
+                seams=tuple(seams),
             )
         )
         return pictures
@@ -173,18 +189,17 @@ class Runner:
         self, before: Tensor, size: Size, strength: float, generators: list[torch.Generator], tick: Any
     ) -> Tensor:
         enlarged = resize(before.movedim(-1, -3).float() / 255, size).clamp(0, 1)
-        with self.vae(size):
-            reference = self.latents.encode(enlarged)
-            noise = _noise(reference, generators)
-            scheduler = staged(self.pipe.scheduler, self.schedule, strength, self.shift, tick)
-            # a rehearsal of what the pipeline is going to call tells the level that the run begins at
-            scheduler.set_timesteps(device=reference.device)
-            start = noised(scheduler, reference, noise, scheduler.timesteps[0])
-            factor = max(size[0] / before.shape[-3], size[1] / before.shape[-2])
-            guide = Guide(self.guidance, self.guidance_weight, factor, self.latents, reference, noise)
-            scheduler.vidattn_guide = guide
-            with scheduler_replaced(self.pipe, scheduler):
-                return self._call(size, generators, {**self.stage_call, "latents": self.latents.pack(start)})
+        reference = self.latents.encode(enlarged)
+        noise = _noise(reference, generators)
+        scheduler = staged(self.pipe.scheduler, self.schedule, strength, self.shift, tick)
+        # a rehearsal of what the pipeline is going to call tells the level that the run begins at
+        scheduler.set_timesteps(device=reference.device)
+        start = noised(scheduler, reference, noise, scheduler.timesteps[0])
+        factor = max(size[0] / before.shape[-3], size[1] / before.shape[-2])
+        guide = Guide(self.guidance, self.guidance_weight, factor, self.latents, reference, noise)
+        scheduler.vidattn_guide = guide
+        with scheduler_replaced(self.pipe, scheduler):
+            return self._call(size, generators, {**self.stage_call, "latents": self.latents.pack(start)})
 
     def _call(self, size: Size, generators: list[torch.Generator], extra: dict[str, Any]) -> Tensor:
         given = {**self.call, **extra, "height": size[0], "width": size[1], "output_type": "pt"}
@@ -201,6 +216,10 @@ class Runner:
         if not bool(values.isfinite().all()):
             raise RuntimeError(f"{type(self.pipe).__name__} returned values that aren't finite at {size}")
         return (values.float().clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).cpu().contiguous()
+
+    def _vae(self, size: Size) -> AbstractContextManager[list[Seams]]:
+        pixels = size[0] * size[1] * int(self.call.get("num_frames") or 1)
+        return vae_within(self.pipe.vae, pixels, self.budget)
 
     @contextmanager
     def _bar(self, index: int) -> Iterator[Any]:
@@ -231,7 +250,7 @@ class Tick:
 
 
 def _denoiser_dtype(pipe: Any, latents: Latents) -> torch.dtype:
-    """The dtype in which the pipeline makes latents of its own: most take the text's, Wan and others float32."""
+    """The dtype in which the pipeline makes latents of its own: the model's, or float32."""
     if latents.video or latents.family in ("z_image", "hunyuan_video"):
         return torch.float32
     model = getattr(pipe, "unet", None) or pipe.transformer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from vidattn.patterns import SlidingWindow
 from vidattn.pipelines.checkpoint import Checkpoint, describe, digest_of
 from vidattn.pipelines.extrapolation import ntk_scaled, proportional_scale, query_modules, rope_modules
 from vidattn.pipelines.latents import latents_of
+from vidattn.pipelines.memory import check_budget, estimate_memory, read_memory
 from vidattn.pipelines.scheduling import GUIDANCE, check_shift
 from vidattn.pipelines.sizes import Size, as_size, check_size, default_base, size_step, stage_sizes
 from vidattn.pipelines.stages import Around, Runner, Stage, as_images
@@ -68,17 +69,18 @@ def upscale_generate(
     patch_options: dict[str, Any] | None = None,
     stage_options: dict[str, Any] | None = None,
     checkpoint: str | Path | None = None,
+    max_memory: int | str | None = None,
     callback: Callable[[Stage, int, int, list[Any]], Any] | None = None,
     progress: bool = True,
     **call: Any,
 ) -> Upscaled:
     """Generate at the trained size, then enlarge and refine the whole picture stage by stage.
 
-    Each stage enlarges the picture before, adds noise, and denoises it with sparse attention (SDEdit). Guidance
-    keeps it from inventing a second subject: LinFusion's 16K chain (arXiv 2409.02097), CLEAR's recipe (arXiv
-    2412.16112) and I-Max's low-frequency guidance (arXiv 2410.07536) are settings of this function. Nothing of
-    the pipeline's ``__call__`` is copied: a stage starts through ``latents=`` and a scheduler that begins later.
-    All that is changed on the pipeline is put back, after an exception as well.
+    Each stage enlarges the picture before, adds noise, and denoises it with sparse attention (SDEdit).
+    Guidance keeps it from inventing a second subject: LinFusion's 16K chain (arXiv 2409.02097), CLEAR's
+    recipe (arXiv 2412.16112) and I-Max's low-frequency guidance (arXiv 2410.07536) are settings of this
+    function. Nothing of the pipeline's ``__call__`` is copied: a stage starts through ``latents=`` and a
+    scheduler that begins later. All that is changed on the pipeline is put back, after an exception as well.
 
     Args:
         pipe: a text-to-image or text-to-video pipeline of diffusers, on its device.
@@ -97,13 +99,15 @@ def upscale_generate(
             positions from it, else None.
         proportional: softmax scale times sqrt(log N / log N of the first stage); "auto": wherever the model
             works on one grid of tokens.
-        time_shift: shift of the noise schedule after the first stage; None keeps that of the first (a pipeline
-            that shifts by the number of tokens would leave no steps for detail).
+        time_shift: shift of the noise schedule after the first stage; None keeps that of the first (a
+            pipeline that shifts by the number of tokens would leave no steps for detail).
         seed: of the noise; a list gives one for each picture.
         patch_options: other arguments of ``vidattn.patch``, as ``{"dense_steps": 2, "min_tokens": 0}``.
         stage_options: arguments of the pipeline's call that differ after the first stage.
         checkpoint: folder for finished stages; a run that was killed goes on from the last one, and gives the
             same picture bit for bit.
+        max_memory: bytes, or text as "20GiB": the VAE works in tiles where it would need more (the same
+            pictures for ``AutoencoderKL``), and a denoiser that cannot fit is refused before anything runs.
         callback: called behind each stage with (stage, index, number of stages, pictures); pictures of a
             resumed stage are given as well.
         progress: show a bar for each stage.
@@ -114,7 +118,7 @@ def upscale_generate(
         The pictures, a record of every stage, and all settings.
 
     Raises:
-        ValueError: sizes that the model cannot make exactly, values out of range, a checkpoint of another run.
+        ValueError: sizes that the model cannot make exactly, values out of range, another run's checkpoint.
         TypeError: a pipeline that cannot start from a picture, arguments that it does not take, wrong kinds.
 
     Example:
@@ -130,9 +134,12 @@ def upscale_generate(
     call = checked_call(pipe, {"prompt": prompt, **call}, "call")
     stage_call = checked_call(pipe, dict(stage_options or {}), "stage_options")
     seeds = checked_seeds(seed, call)
+    budget = None if max_memory is None else read_memory(max_memory)
+    if budget is not None:
+        check_budget(pipe, estimate_memory(pipe, *sizes[-1], call.get("num_frames") or 1), budget)
     settings = {
         **about(pipe),
-        "call": describe(call),
+        "call": describe({k: v for k, v in call.items() if not k.startswith("callback")}),
         "stage_options": describe(stage_call),
         "sizes": sizes,
         "strengths": strengths,
@@ -153,7 +160,7 @@ def upscale_generate(
         guidance_weight,
         time_shift,
         options.around,
-        lambda size: nullcontext(),
+        budget,
         Checkpoint(checkpoint, settings),
         callback,
         progress,
@@ -192,13 +199,10 @@ class Options:
             if isinstance(self.ntk, bool) or not isinstance(self.ntk, (int, float)) or self.ntk <= 0:
                 raise ValueError(f'ntk={self.ntk!r}: a positive factor, "auto" or None')
             if not rope_modules(self.pipe):
-                raise ValueError(
-                    f"ntk={self.ntk}: the positions of {name} are no rotary angles made at each call"
-                )
-        layer = next(iter(self.targets[0].family.layers(self.targets[0].model)), None)
-        fits = (
-            self.targets[0].family.name != "unet" and layer is not None and bool(query_modules(layer.module))
-        )
+                raise ValueError(f"ntk={self.ntk}: the positions of {name} are not made from a rotary base")
+        family, model = self.targets[0].family, self.targets[0].model
+        layer = next(iter(family.layers(model)), None)
+        fits = family.name != "unet" and layer is not None and bool(query_modules(layer.module))
         if self.proportional == "auto":
             self.proportional = fits
         elif self.proportional is True and not fits:
@@ -306,10 +310,11 @@ def about(pipe: Any) -> dict[str, Any]:
     for target in targets_of(pipe):
         tensors = [p for p in target.model.parameters() if not p.is_meta]
         weights += [p.detach().flatten()[:256] for p in (tensors[:1] + tensors[-1:])]
+    scheduler = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
     return {
         "software": f"vidattn {vidattn.__version__}",
         "pipeline": type(pipe).__name__,
         "model": str(pipe.config.get("_name_or_path") or ""),
         "weights": digest_of(weights),
-        "scheduler": {"class": type(pipe.scheduler).__name__, **describe(dict(pipe.scheduler.config))},
+        "scheduler": {"class": type(pipe.scheduler).__name__, **describe(scheduler)},
     }

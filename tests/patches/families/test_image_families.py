@@ -186,20 +186,6 @@ def test_a_token_of_the_picture_is_the_row_that_its_layout_says(name, core):
         assert moved.nonzero().tolist() == [[0, before + y * width + x]]
 
 
-@pytest.mark.parametrize("name", ["sd3", "pixart", "hunyuan_dit", "auraflow", "chroma", "flux2"])
-def test_fused_projections(name, core):
-    case, model = CASES[name], build(name)
-    height, width = case.sizes[0]
-    arguments = inputs(name, height, width)
-    vidattn.patch(model, SMALL, min_tokens=0, strict=True)
-    model.fuse_qkv_projections()
-    assert any(getattr(module, "fused_projections", False) for module in model.modules())
-    got = run(model, arguments)
-    assert core.layers == list(case.layers)
-    vidattn.unpatch(model)
-    close(got, brute_force(name, model, arguments, height, width))
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_lora(name, core):
     case, model = CASES[name], build(name)

@@ -38,7 +38,6 @@ class Case:
         layouts: (grid, batch) to the layouts that its sparse layers see.
         layers: names of the sparse layers.
         alone: items of a batch attend in calls of their own.
-        fused: whether it can fuse its projections.
         sizes: grids that it can run at.
     """
 
@@ -48,7 +47,6 @@ class Case:
     layouts: Callable[[Grid, int], list[TokenLayout]]
     layers: tuple[str, ...]
     alone: bool = False
-    fused: bool = False
     sizes: tuple[Grid, ...] = SIZES
 
     def build(self) -> nn.Module:
@@ -496,7 +494,7 @@ BLOCKS = named("transformer_blocks")
 
 CASES: dict[str, Case] = {
     "cogvideox": Case(
-        "CogVideoXTransformer3DModel", COGVIDEOX, cogvideox, text_first, BLOCKS, fused=True, sizes=(SIZES[0],)
+        "CogVideoXTransformer3DModel", COGVIDEOX, cogvideox, text_first, BLOCKS, sizes=(SIZES[0],)
     ),
     "cogvideox-1.5": Case(
         "CogVideoXTransformer3DModel",
@@ -504,7 +502,6 @@ CASES: dict[str, Case] = {
         lambda grid, batch: cogvideox(grid, batch, frames=2),
         text_first,
         BLOCKS,
-        fused=True,
     ),
     "consisid": Case(
         "ConsisIDTransformer3DModel",
@@ -513,22 +510,21 @@ CASES: dict[str, Case] = {
         text_first,
         BLOCKS,
     ),
-    "ltx": Case("LTXVideoTransformer3DModel", LTX, packed, plain, BLOCKS, fused=True),
+    "ltx": Case("LTXVideoTransformer3DModel", LTX, packed, plain, BLOCKS),
     "ltx-2": Case("LTX2VideoTransformer3DModel", LTX2, ltx2, plain, BLOCKS),
     "allegro": Case("AllegroTransformer3DModel", ALLEGRO, simple, plain, BLOCKS),
     "latte": Case("LatteTransformer3DModel", LATTE, simple, per_frame, BLOCKS, sizes=((3, 4, 6), (3, 6, 4))),
     "easyanimate": Case("EasyAnimateTransformer3DModel", EASYANIMATE, two_texts, text_first, BLOCKS),
-    "skyreels": Case("SkyReelsV2Transformer3DModel", WAN, simple, plain, named("blocks"), fused=True),
-    "chronoedit": Case("ChronoEditTransformer3DModel", WAN, simple, plain, named("blocks"), fused=True),
-    "wan-animate": Case("WanAnimateTransformer3DModel", ANIMATE, animate, plain, named("blocks"), fused=True),
-    "wan": Case("WanTransformer3DModel", WAN, simple, plain, named("blocks"), fused=True),
+    "skyreels": Case("SkyReelsV2Transformer3DModel", WAN, simple, plain, named("blocks")),
+    "chronoedit": Case("ChronoEditTransformer3DModel", WAN, simple, plain, named("blocks")),
+    "wan-animate": Case("WanAnimateTransformer3DModel", ANIMATE, animate, plain, named("blocks")),
+    "wan": Case("WanTransformer3DModel", WAN, simple, plain, named("blocks")),
     "wan-i2v": Case(
         "WanTransformer3DModel",
         {**WAN, "added_kv_proj_dim": 24, "image_dim": 16},
         lambda grid, batch: simple(grid, batch, encoder_hidden_states_image=words(batch, tokens=257)),
         plain,
         named("blocks"),
-        fused=True,
     ),
     "wan-vace": Case(
         "WanVACETransformer3DModel",
@@ -536,7 +532,6 @@ CASES: dict[str, Case] = {
         vace,
         plain,
         ("vace_blocks.0.attn1", *named("blocks")),
-        fused=True,
     ),
     "cosmos-transfer": Case(
         "CosmosControlNetModel",
@@ -569,16 +564,13 @@ CASES: dict[str, Case] = {
     "svd": Case(
         "UNetSpatioTemporalConditionModel", SVD, svd, two_levels, UNET_LAYERS, sizes=(*SIZES, (3, 5, 7))
     ),
-    "hunyuan-video": Case(
-        "HunyuanVideoTransformer3DModel", HUNYUAN, hunyuan, text_last, HUNYUAN_LAYERS, fused=True
-    ),
+    "hunyuan-video": Case("HunyuanVideoTransformer3DModel", HUNYUAN, hunyuan, text_last, HUNYUAN_LAYERS),
     "hunyuan-video-i2v": Case(
         "HunyuanVideoTransformer3DModel",
         {**HUNYUAN, "image_condition_type": "token_replace"},
         hunyuan,
         text_last,
         HUNYUAN_LAYERS,
-        fused=True,
     ),
     "framepack": Case(
         "HunyuanVideoFramepackTransformer3DModel",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vidattn.layout import TokenLayout
-from vidattn.patches.families import Arguments, Family, Reading
+from vidattn.patches.families import CONDITIONAL_FIRST, Arguments, Family, Reading
 from vidattn.patches.families._image import latent_grid, native_of, stack_layers
 from vidattn.patches.values import once_per_tensor
 
@@ -56,4 +56,5 @@ FAMILY = Family(
     stack_layers("layers", attention="self_attn"),
     _read,
     native_of(64, 64),  # 1024 px
+    guidance=CONDITIONAL_FIRST,
 )
