@@ -23,10 +23,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import vidattn
-from benchmarks.record import save, table
+from benchmarks import RESULTS
+from benchmarks.quality_plot import draw
 from demos.training.scenes import SceneSampler
 from demos.training.vocabulary import STYLES, concepts
 from vidattn import demo_models
+from vidattn.bench.record import save, table
 from vidattn.metrics import psnr, ssim
 
 # Three densities each, about 0.1, 0.25 and 0.5 of the pairs (dilated windows: less), by side of the token
@@ -71,7 +73,8 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json")
-    parser.add_argument("--folder", type=Path, help="write it there instead")
+    parser.add_argument("--folder", type=Path, default=RESULTS, help="write it there instead")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw PSNR against density")
     return parser.parse_args()
 
 
@@ -162,8 +165,10 @@ def main() -> None:
             "call": {k: v for k, v in pictures.call.items() if v is not None},
         }
         more = {"options": options, "prompts": prompts, "held_out": held_out}
-        folder = {"folder": arguments.folder} if arguments.folder else {}
-        print("saved", save(arguments.save, rows, pictures.device, **more, **folder).name)
+        path = arguments.folder / f"{arguments.save}.json"
+        print("saved", save(path, rows, pictures.device, **more).name)
+    if arguments.plot:
+        print("drawn", draw(rows, arguments.plot))
 
 
 if __name__ == "__main__":

@@ -173,7 +173,19 @@ def test_opcheck():
     layout = TokenLayout((1, 6, 5), 2)
     inputs = tensors(layout, dtype=torch.float32)
     valid = torch.tensor([1, 2])
-    arguments = (*inputs, None, valid, Neighborhood(3).encoded, layout.grid, (2, 0), 0.3)
+    arguments = (
+        *inputs,
+        None,
+        valid,
+        None,
+        None,
+        Neighborhood(3).encoded,
+        layout.grid,
+        (2, 0),
+        (),
+        0.3,
+        "auto",
+    )
     torch.library.opcheck(attention_op, arguments)
 
 

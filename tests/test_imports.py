@@ -17,12 +17,13 @@ PATCHES = CORE | {"patches"}
 ALLOWED = {
     "kernels": {"kernels"},
     "core": CORE,
+    "bench": CORE | {"bench"},
     "drawing": CORE | {"drawing"},
     "backbones": CORE | {"backbones"},
     "patches": PATCHES,
     "pipelines": PATCHES | {"pipelines"},
     "distill": PATCHES | {"distill"},
-    "cli": PATCHES | {"cli", "drawing", "backbones", "pipelines", "distill"},
+    "cli": PATCHES | {"cli", "bench", "drawing", "backbones", "pipelines", "distill"},
 }
 HOST_PACKAGES = {"diffusers", "transformers", "accelerate", "peft"}
 OPTIONAL = {"triton", "xformers", "natten", "timm", "gradio", "matplotlib"}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from vidattn.backends import dense, resolve
+from vidattn import composite
+from vidattn.backends import BACKENDS, check_backend, pick
 from vidattn.backends.problem import Problem
 from vidattn.layout import TokenLayout
 from vidattn.ops import attention_op
@@ -76,24 +78,37 @@ def compute(
     pattern, layout = problem.pattern, problem.layout
     if isinstance(pattern, PerHead):
         return _by_head(problem, pattern, query, key, value, return_lse, backend)
-    chosen, _ = resolve(backend, pattern, layout)
-    if chosen == "dense":
-        if not return_lse:
-            return dense.forward(problem, query, key, value)
-        if not pattern.covers(layout.grid):
-            return dense.forward(problem, query, key, value), dense.log_sum_exp(problem, query, key)
-        pattern = Full()  # PyTorch's attention does not give its log-sum-exp
-    text = (layout.text_before, layout.text_after)
+    check_backend(backend)
+    special = composite.handler(pattern)
+    if special is not None:
+        result = special(compute, problem, query, key, value, return_lse, backend)
+        if result is not None:
+            return result
+    if problem.lists is None and pattern.covers(layout.grid):
+        pattern = Full()
+        if return_lse and backend == "dense":
+            backend = "torch"  # PyTorch's attention does not give its log-sum-exp
+        elif backend == "auto" and not return_lse:
+            backend = "dense"
+    if backend != "auto" and BACKENDS[backend].backward is None:
+        chosen, _ = pick(backend, problem, query, key, value)
+        done, logs = chosen.forward(problem, query, key, value, return_lse)
+        return (done, cast(Tensor, logs)) if return_lse else done
+    lists = problem.lists
     out, lse = attention_op(
         query,
         key,
         value,
         problem.head_scale,
         problem.text_valid,
+        None if lists is None else lists.index,
+        None if lists is None else lists.count,
         pattern.encoded,
         layout.grid,
-        text,
+        (layout.text_before, layout.text_after),
+        () if lists is None else (*lists.tile, *lists.block),
         problem.scale,
+        backend,
     )
     return (out, lse) if return_lse else out
 
@@ -112,7 +127,8 @@ def _by_head(
         raise ValueError(f"pattern assigns {len(pattern.assign)} heads, but query has {query.shape[2]}")
     shared = query.shape[2] // key.shape[2]
     order: list[int] = []
-    outs, lses = [], []
+    outs: list[Tensor] = []
+    lses: list[Tensor] = []
     for number, one in enumerate(pattern.patterns):
         heads = pattern.heads(number)
         if not heads:
@@ -122,9 +138,12 @@ def _by_head(
         scale = None if problem.head_scale is None else problem.head_scale[own]
         part = replace(problem, pattern=one, head_scale=scale)
         keys, values = (t.index_select(2, own // shared) for t in (key, value))
-        out, lse = compute(part, query.index_select(2, own), keys, values, True, backend)
-        outs.append(out)
-        lses.append(lse)
+        result = compute(part, query.index_select(2, own), keys, values, return_lse, backend)
+        if isinstance(result, Tensor):
+            outs.append(result)
+        else:
+            outs.append(result[0])
+            lses.append(result[1])
     back = torch.tensor(order, device=query.device).argsort()
     merged = torch.cat(outs, 2).index_select(2, back)
     return (merged, torch.cat(lses, 2).index_select(2, back)) if return_lse else merged

@@ -1,32 +1,30 @@
-"""The benchmarks measure what they say: records, tables, and the pictures that are compared."""
+"""What the benchmarks of quality compare and draw."""
 
 import argparse
-import json
 
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks import quality, record
+from benchmarks import quality, quality_plot
 from vidattn import TokenLayout, patterns
 
 
-def test_a_record_says_what_was_measured_and_on_what(tmp_path):
-    path = record.save("name", [{"ms": 1.5}], torch.device("cpu"), tmp_path, options={"size": 3})
-    content = json.loads(path.read_text())
-    assert content["rows"] == [{"ms": 1.5}]
-    assert content["options"] == {"size": 3}
-    assert content["versions"]["torch"] == torch.__version__
-    assert {"command", "date", "commit", "device", "threads"} <= set(content)
-
-
-def test_tables_are_markdown():
-    rows = [{"a": 0.123456, "b": "x"}, {"b": 3}]
-    assert record.table(rows, ["a", "b"]).splitlines() == [
-        "| a | b |",
-        "|---|---|",
-        "| 0.1235 | x |",
-        "|  | 3 |",
+def test_the_plot_of_quality_has_a_line_for_each_kind(tmp_path):
+    rows = [
+        {"pattern": text, "density": i / 10, "PSNR": 20.0 + i} for i, text in enumerate(quality.PATTERNS[32])
     ]
+    lines = quality_plot.lines(rows)
+    assert set(lines) == {
+        "neighborhood", "neighborhood strided", "neighborhood dilation=2", "sliding", "disc", "groups",
+        "groups region=cross",
+    }  # fmt: skip
+    assert all(len(points) == 3 and points == sorted(points) for points in lines.values())
+    pytest.importorskip("matplotlib")
+    anchors = [{"pattern": "dense, another seed", "PSNR": 12.0}, {"pattern": "dense, float32", "PSNR": 90.0}]
+    path = quality_plot.draw(rows + anchors, tmp_path / "plot.png")
+    with Image.open(path) as image:
+        assert image.size[0] > 500
 
 
 @pytest.mark.parametrize("side", sorted(quality.PATTERNS))

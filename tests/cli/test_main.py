@@ -14,7 +14,7 @@ from vidattn.cli.main import build_parser
 
 if sys.version_info >= (3, 11):
     import tomllib
-COMMANDS = ("generate", "show", "models", "doctor")
+COMMANDS = ("generate", "show", "report", "bench", "profile", "models", "doctor")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

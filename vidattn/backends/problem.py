@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vidattn.layout import TokenLayout
+from vidattn.lists import BlockLists
 from vidattn.patterns.base import Pattern
 
 
@@ -22,6 +23,8 @@ class Problem:
         head_scale: one more factor per head, or None.
         text_valid: int64 (B,) real text tokens per item on the query's device, or None.
         extra: keys behind the sequence that every query sees (NATTEN's additional tokens).
+        lists: for a pattern that was chosen from the data, the key blocks that each query tile visits; the
+            pattern then says nothing about the grid's pairs.
     """
 
     pattern: Pattern
@@ -30,13 +33,10 @@ class Problem:
     head_scale: Tensor | None = None
     text_valid: Tensor | None = None
     extra: int = 0
+    lists: BlockLists | None = None
 
     def key_valid(self, device: torch.device) -> Tensor | None:
         """bool (B, S + extra): which keys are real, or None when all are."""
         if self.text_valid is None:
             return None
-        batch, total = self.text_valid.shape[0], self.layout.tokens
-        real = torch.ones(batch, total + self.extra, dtype=torch.bool, device=device)
-        number = torch.arange(self.layout.text_tokens, device=device)
-        real[:, self.layout.text_index().to(device)] = number < self.text_valid[:, None]
-        return real
+        return self.layout.real_keys(self.text_valid.to(device), self.extra)

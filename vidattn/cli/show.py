@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vidattn.cli.arguments import BadArgument, check_output, grid, position, whole
-
-if TYPE_CHECKING:
-    from vidattn.patterns import Pattern
+from vidattn.cli.patterns import read_pattern
 
 _EXAMPLES = """\
 examples:
@@ -50,10 +48,14 @@ def run(arguments: argparse.Namespace) -> None:
     layout = TokenLayout(grid=arguments.grid, text_before=arguments.text)
     if layout.grid_tokens > _MOST_TOKENS:
         raise BadArgument("--grid", f"{layout.grid_tokens:,} tokens; at most {_MOST_TOKENS:,} can be drawn")
-    pattern = _pattern(arguments.pattern, layout.grid)
+    kind = "image" if layout.grid[0] == 1 else "video"
+    pattern = read_pattern(arguments.pattern, layout.grid, kind, layout.grid[1:])
     query = _query(arguments.query, layout.grid)
     output = check_output(arguments.output, (".png",))
-    figures = figures_of(pattern, layout)
+    try:
+        figures = figures_of(pattern, layout)
+    except ValueError as error:  # segments that do not fit the grid, or a pattern too large to draw
+        raise BadArgument("PATTERN", str(error)) from error
     image = draw_pattern(pattern, layout, query)
     save_png(image, output, {"pattern": pattern.to_text(), "grid": layout.grid, "text": arguments.text})
     text = f", {layout.text_tokens} text tokens" if layout.text_tokens else ""
@@ -63,24 +65,6 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"plan     {figures.tiles:,} tiles, {figures.boxes:,} key boxes ({figures.full_boxes:,} full)")
     print(f"visited  {figures.visited_ratio:.3f} times the pairs that the pattern allows")
     print(f"file     {output}")
-
-
-def _pattern(text: str, size: tuple[int, int, int]) -> Pattern:
-    """A pattern from its text form, or a preset with the parameters that it takes on this grid."""
-    from vidattn.patches.presets import PRESETS, preset_rule, preset_text
-    from vidattn.patterns import PATTERNS, from_text
-    from vidattn.patterns.text import nearest
-
-    name = text.partition(":")[0].strip().lower()
-    try:
-        if name in PRESETS:
-            _, options = preset_text(text)
-            return preset_rule(name, options, "image" if size[0] == 1 else "video", size[1:]).resolve(size)
-        if name in PATTERNS:
-            return from_text(text)
-    except ValueError as error:
-        raise BadArgument("PATTERN", str(error)) from error
-    raise BadArgument("PATTERN", f"unknown pattern {name!r}: {nearest(name, PRESETS | PATTERNS)}")
 
 
 def _query(place: tuple[int, ...] | None, size: tuple[int, int, int]) -> tuple[int, int, int] | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("triton", "diffusers", "transformers", "natten", "xformers")
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("triton", "diffusers", "transformers"):
+    for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
@@ -52,24 +52,27 @@ def commit() -> str:
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
 
 
-def save(
-    name: str, rows: list[dict[str, Any]], device: torch.device, folder: Path = RESULTS, **more: Any
-) -> Path:
-    """Write ``rows`` to ``folder/name.json`` with machine, commit, command and date; returns the path."""
-    module = getattr(sys.modules["__main__"], "__spec__", None)
-    command = f"python -m {module.name}" if module else "python"
+def save(path: Path, rows: list[dict[str, Any]], device: torch.device, **more: Any) -> Path:
+    """Write ``rows`` as JSON with machine, commit, command and date; returns the path."""
     record = {
-        "command": " ".join([command, *map(shlex.quote, sys.argv[1:])]),
+        "command": command(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
         **machine(device),
         **more,
         "rows": rows,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def command() -> str:
+    """What was typed to get here."""
+    name = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "")
+    # the installed script, and ``python -m vidattn.cli``
+    start = f"python -m {name}" if name and not name.startswith("vidattn.cli") else "vidattn"
+    return " ".join([start, *map(shlex.quote, sys.argv[1:])])
 
 
 def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
