@@ -64,10 +64,12 @@ def multi_shot_video(
         raise TypeError(f"{type(pipe).__name__}: multi_shot_video drives a HunyuanVideoPipeline")
     latent_frames = _latent_frames(pipe, prompts, shots)
     check_size((height, width), size_step(pipe), "size")
-    template = {k: call.pop(k) for k in ("prompt_template", "max_sequence_length") if k in call}
+    template: dict[str, Any] = {
+        k: call.pop(k) for k in ("prompt_template", "max_sequence_length") if k in call
+    }
     texts, pooled = _encoded(pipe, prompts, template)
     lengths = [text.shape[1] for text in texts]
-    given = {
+    given: dict[str, Any] = {
         "prompt_embeds": torch.cat(texts, 1),
         "pooled_prompt_embeds": torch.stack(pooled).mean(0),
         "prompt_attention_mask": torch.ones(1, sum(lengths), device=texts[0].device, dtype=torch.long),
