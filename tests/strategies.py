@@ -1,17 +1,24 @@
 """Hypothesis strategies: small grids and every kind of pattern."""
 
+from itertools import pairwise
+
 from hypothesis import strategies as st
 
 from vidattn.patterns import (
     Disc,
     Full,
     Groups,
+    Hierarchical,
     Neighborhood,
     Radial,
+    Segments,
+    SemanticClusters,
     SlidingTile,
     SlidingWindow,
+    SparseVideoGen,
     Spatial,
     Temporal,
+    TopK,
 )
 
 
@@ -44,6 +51,7 @@ def patterns():
         st.builds(Disc, st.integers(1, 9) | st.floats(0.5, 9.0)),
         st.builds(Groups, sizes, st.just("blocks"), st.integers(0, 2)),
         st.builds(Groups, sizes, st.just("cross"), cross=st.sampled_from(["planes", "lines"])),
+        st.builds(Hierarchical, sizes, st.sampled_from(["close", "remote"])),
         st.builds(SlidingTile, sizes, st.tuples(*(st.integers(1, 5) for _ in range(3)))),
         st.builds(Spatial, st.floats(0.01, 3.0), st.booleans()),
         st.builds(Temporal, st.floats(0.01, 3.0), st.booleans()),
@@ -54,4 +62,53 @@ def patterns():
             st.booleans(),
             st.integers(1, 9),
         ),
+    )
+
+
+@st.composite
+def segments(draw, layout):
+    """Segments of a layout, counted in tokens or, where its text is not padded, in frames."""
+    frames = draw(st.booleans())
+    runs = [layout.text_before, layout.grid[0], layout.text_after] if frames else [layout.tokens]
+    lengths = [n for run in runs for n in draw(pieces(run))]
+    rows = st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)).filter(any)
+    return Segments(lengths, [draw(rows) for _ in lengths])
+
+
+@st.composite
+def pieces(draw, total):
+    """Positive integers with this sum, at most four."""
+    edges = draw(st.lists(st.integers(0, total), max_size=3))
+    edges = sorted({0, total, *edges})
+    return [b - a for a, b in pairwise(edges)]
+
+
+def topks():
+    sizes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
+    keep = st.floats(0.01, 1.0)
+    return st.builds(
+        TopK,
+        keep,
+        sizes,
+        st.sampled_from(["mean", "smooth", "mass"]),
+        st.floats(0.05, 1.0),
+        st.none() | st.floats(-1, 1),
+    )
+
+
+def data_patterns():
+    """Patterns whose mask depends on the data, or that are sums."""
+    weights = st.none() | st.floats(0.0, 1.0).map(lambda w: (w, 1 - w))
+    return st.one_of(
+        topks(),
+        st.builds(SparseVideoGen, st.floats(0.01, 3.0), st.booleans(), st.integers(1, 70)),
+        st.builds(Hierarchical, st.integers(1, 5), st.just("close+remote"), weights),
+        st.builds(
+            SemanticClusters,
+            st.integers(1, 9),
+            st.integers(1, 9),
+            keep=st.floats(0.01, 1.0),
+            tile=st.integers(1, 9),
+        ),
+        st.builds(Disc, st.integers(1, 9), st.integers(2, 5)),
     )

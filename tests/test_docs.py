@@ -58,6 +58,34 @@ def test_the_readme_has_working_python():
         compile(block, "README.md", "exec")
 
 
+@pytest.mark.parametrize("name", ["patterns", "write_a_pattern"])
+def test_the_pages_on_patterns_run(name: str):
+    """All Python of a page, in one namespace; patterns that it adds are taken away again."""
+    text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert blocks
+    known, namespace = dict(PATTERNS), {"__name__": name}
+    try:
+        for block in blocks:
+            exec(compile(block, f"{name}.md", "exec"), namespace)
+    finally:
+        PATTERNS.clear()
+        PATTERNS.update(known)
+
+
+@pytest.mark.parametrize("name", ["patching", "add_a_family"])
+def test_the_pages_on_patching_run(name, tmp_path, monkeypatch):
+    from tests.patches.tiny_pipelines import build
+
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert blocks
+    names = {"pipe": build("flux")}
+    for block in blocks:
+        exec(compile(block, f"{name}.md", "exec"), names)
+
+
 def section(title: str) -> str:
     return README.partition(f"## {title}")[2].partition("\n## ")[0]
 

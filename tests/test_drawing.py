@@ -6,6 +6,7 @@ import torch
 
 from vidattn import TokenLayout
 from vidattn.drawing import colors, draw_pattern, figures_of
+from vidattn.drawing.examples import example_visits, whole_mask
 from vidattn.drawing.frames import FrameView
 from vidattn.drawing.numbers import matrix, number_of, sees, tile_of, tokens_of
 from vidattn.patterns import from_text
@@ -16,6 +17,7 @@ CASES = [
     ("disc:radius=4", (1, 12, 13), 3),
     ("radial:decay=0.5", (5, 4, 6), 0),
     ("groups:size=2x3x3,region=cross", (4, 7, 8), 5),
+    ("hierarchical:parts=2x3x3,branches=remote", (4, 7, 8), 5),
 ]
 
 
@@ -53,6 +55,43 @@ def test_a_querys_tile_holds_it_and_visits_all_it_sees(text: str, grid: tuple[in
     visited = torch.cat([tokens_of(box, plan) for box in tile.boxes])
     seen = sees(pattern, grid, torch.tensor([query]))[0].nonzero().flatten()
     assert set(seen.tolist()) <= set(visited.tolist())
+
+
+EXAMPLES = [
+    ("topk:keep=0.3,tile=2x3x3", (4, 7, 8), 5),
+    ("svg:width=0.7", (5, 4, 6), 3),
+    ("segments:lengths=3x2x1x3,allowed=1010x0101x1011x0101", (4, 4, 6), 5),
+]
+
+
+@pytest.mark.parametrize(("text", "grid", "words"), EXAMPLES)
+def test_patterns_without_a_plan_are_counted_as_they_run(text: str, grid: tuple[int, int, int], words: int):
+    pattern, layout = from_text(text), TokenLayout(grid, text_before=words)
+    mask = whole_mask(pattern, layout)
+    figures = figures_of(pattern, layout)
+    assert figures.density == mask.double().mean().item() <= pattern.density(layout) + 1e-12
+    visits = example_visits(pattern, layout)
+    assert torch.cat([queries for queries, _ in visits]).sort().values.tolist() == list(
+        range(layout.grid_tokens)
+    )
+    seen = mask[words:, words:]
+    for queries, boxes in visits:
+        keys = torch.cat([keys for keys, _ in boxes])
+        assert len(keys.unique()) == len(keys)
+        rows = seen[queries]
+        assert rows.sum() == rows[:, keys].sum()  # all that is seen is visited
+        assert all(rows[:, box].all() for box, full in boxes if full)
+    assert (figures.tiles, figures.boxes) == (len(visits), sum(len(boxes) for _, boxes in visits))
+    image = draw_pattern(pattern, layout)
+    assert share_of(image, colors.SEEN) > 0.0005
+    assert share_of(image, colors.QUERY) > 0.0005
+
+
+def test_what_cannot_be_drawn():
+    with pytest.raises(ValueError, match="is drawn by branch: branches=close"):
+        draw_pattern(from_text("hierarchical:branches=close+remote"), TokenLayout((1, 8, 8)))
+    with pytest.raises(ValueError, match="at most 8,192 tokens"):
+        figures_of(from_text("topk"), TokenLayout((1, 100, 100)))
 
 
 def share_of(image, color: colors.Color) -> float:

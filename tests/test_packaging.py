@@ -1,4 +1,4 @@
-"""The wheel: with the demo model where the checkout has it, without it elsewhere, and small."""
+"""The wheel: with the demo model and the app where the checkout has them, without elsewhere, and small."""
 
 import shutil
 import subprocess
@@ -46,17 +46,24 @@ def test_the_wheel_with_and_without_the_demo_model(checkout: Path, tmp_path: Pat
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "vidattn").rglob("*.py")}
     assert sources <= without
     assert "vidattn/py.typed" in without
-    assert not any(name.startswith(("vidattn/_models", "demos", "tests")) for name in without)
+    assert not any(
+        name.startswith(("vidattn/_models", "vidattn/_demo", "demos", "tests")) for name in without
+    )
 
     for name in ("emoji-flux", "emoji-sd"):
         model = checkout / "demos" / "models" / name
         (model / "vae").mkdir(parents=True)
         (model / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
         (model / "vae" / "weights.safetensors").write_bytes(b"x" * 100)
+    shutil.copytree(ROOT / "demos" / "gui", checkout / "demos" / "gui")
+    for name in ("__init__.py", "app.py"):
+        shutil.copy(ROOT / "demos" / name, checkout / "demos")
     with_model = build(checkout, tmp_path / "with")
+    app = [ROOT / "demos" / "__init__.py", ROOT / "demos" / "app.py", *(ROOT / "demos" / "gui").glob("*.py")]
     shipped = {
         "vidattn/_models/emoji-flux/model_index.json",
         "vidattn/_models/emoji-flux/vae/weights.safetensors",
+        *(f"vidattn/_demo/{path.relative_to(ROOT / 'demos')}" for path in app),
     }
     assert with_model - without == shipped  # one model only: the wheel has to stay small
 

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from vidattn import composite
 from vidattn.backends import BACKENDS, check_backend, pick
 from vidattn.backends.problem import Problem
 from vidattn.layout import TokenLayout
@@ -43,7 +44,7 @@ def attention(
         scale: a float, or a tensor of shape (H,) with one per head; 1 / sqrt(D) when None.
         return_lse: also return the log-sum-exp of the scaled scores, natural logarithm, (B, S, H), float32
             (float64 for float64 inputs); it can be differentiated.
-        backend: "auto", "torch" or "dense".
+        backend: "auto", or a name that ``vidattn doctor`` lists; a named one never falls back.
 
     Returns:
         The output, or (output, lse) with ``return_lse``.
@@ -78,6 +79,11 @@ def compute(
     if isinstance(pattern, PerHead):
         return _by_head(problem, pattern, query, key, value, return_lse, backend)
     check_backend(backend)
+    special = composite.handler(pattern)
+    if special is not None:
+        result = special(compute, problem, query, key, value, return_lse, backend)
+        if result is not None:
+            return result
     if problem.lists is None and pattern.covers(layout.grid):
         pattern = Full()
         if return_lse and backend == "dense":
@@ -86,8 +92,8 @@ def compute(
             backend = "dense"
     if backend != "auto" and BACKENDS[backend].backward is None:
         chosen, _ = pick(backend, problem, query, key, value)
-        result = chosen.forward(problem, query, key, value, return_lse)
-        return (result[0], cast(Tensor, result[1])) if return_lse else result[0]
+        done, logs = chosen.forward(problem, query, key, value, return_lse)
+        return (done, cast(Tensor, logs)) if return_lse else done
     lists = problem.lists
     out, lse = attention_op(
         query,
@@ -121,7 +127,8 @@ def _by_head(
         raise ValueError(f"pattern assigns {len(pattern.assign)} heads, but query has {query.shape[2]}")
     shared = query.shape[2] // key.shape[2]
     order: list[int] = []
-    outs, lses = [], []
+    outs: list[Tensor] = []
+    lses: list[Tensor] = []
     for number, one in enumerate(pattern.patterns):
         heads = pattern.heads(number)
         if not heads:
@@ -131,9 +138,12 @@ def _by_head(
         scale = None if problem.head_scale is None else problem.head_scale[own]
         part = replace(problem, pattern=one, head_scale=scale)
         keys, values = (t.index_select(2, own // shared) for t in (key, value))
-        out, lse = compute(part, query.index_select(2, own), keys, values, True, backend)
-        outs.append(out)
-        lses.append(lse)
+        result = compute(part, query.index_select(2, own), keys, values, return_lse, backend)
+        if isinstance(result, Tensor):
+            outs.append(result)
+        else:
+            outs.append(result[0])
+            lses.append(result[1])
     back = torch.tensor(order, device=query.device).argsort()
     merged = torch.cat(outs, 2).index_select(2, back)
     return (merged, torch.cat(lses, 2).index_select(2, back)) if return_lse else merged

@@ -97,10 +97,11 @@ class TokenLayout:
         """All tokens: the sequence length S."""
         return self.grid_tokens + self.text_tokens
 
-    def text_index(self) -> Tensor:
-        """Positions of the text tokens in the sequence, shape (text_tokens,), int64, on the CPU."""
+    def text_index(self, device: torch.device | str = "cpu") -> Tensor:
+        """Positions of the text tokens in the sequence, shape (text_tokens,), int64, made on ``device``."""
         after = self.text_before + self.grid_tokens
-        return torch.cat([torch.arange(self.text_before), torch.arange(after, after + self.text_after)])
+        first = torch.arange(self.text_before, device=device)
+        return torch.cat([first, torch.arange(after, after + self.text_after, device=device)])
 
     def text_valid_tensor(self, batch: int, device: torch.device) -> Tensor | None:
         """``text_valid`` as an int64 tensor of shape (batch,) on ``device``; a single count serves every
@@ -116,14 +117,20 @@ class TokenLayout:
             raise ValueError(f"text_valid has {valid.shape[0]} counts for a batch of {batch}")
         return valid.expand(batch)
 
+    def real_keys(self, valid: Tensor, extra: int = 0) -> Tensor:
+        """Which keys are real when ``valid`` (B,) text tokens are: bool (B, S + extra) on ``valid``'s
+        device.
+        """
+        real = torch.ones(valid.shape[0], self.tokens + extra, dtype=torch.bool, device=valid.device)
+        number = torch.arange(self.text_tokens, device=valid.device)
+        real[:, self.text_index(valid.device)] = number < valid[:, None]
+        return real
+
     def key_valid(self) -> Tensor | None:
         """Which keys are real: bool of shape (B, S) on the CPU, or None when all are."""
         if self.text_valid is None:
             return None
-        valid = torch.as_tensor(self.text_valid, dtype=torch.int64, device="cpu")
-        real = torch.ones(len(valid), self.tokens, dtype=torch.bool)
-        real[:, self.text_index()] = torch.arange(self.text_tokens) < valid[:, None]
-        return real
+        return self.real_keys(torch.as_tensor(self.text_valid, dtype=torch.int64, device="cpu"))
 
     def _key(self) -> tuple[Grid, int, int]:
         return self.grid, self.text_before, self.text_after

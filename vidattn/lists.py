@@ -64,7 +64,7 @@ class BlockLists:
 
 def box_counts(grid: Grid, box: Grid) -> Grid:
     """How many boxes of a shape lie along each axis of the grid, the cut ones at the end included."""
-    t, h, w = (-(-n // b) for n, b in zip(grid, box, strict=True))
+    t, h, w = ((n + b - 1) // b for n, b in zip(grid, box, strict=True))
     return t, h, w
 
 

@@ -23,7 +23,7 @@ from vidattn.patterns import Pattern, from_text
 
 
 @lru_cache(maxsize=512)
-def _decode_pattern(text: str) -> Pattern:
+def decode_pattern(text: str) -> Pattern:
     return from_text(text)
 
 
@@ -47,7 +47,7 @@ def _problem(
         lists = BlockLists(extent, (t, h, w), (bt, bh, bw), index, count)
     layout = TokenLayout(extent, text[0], text[1])
     extra = key.shape[1] - query.shape[1]
-    return Problem(_decode_pattern(pattern), layout, scale, head_scale, text_valid, extra, lists)
+    return Problem(decode_pattern(pattern), layout, scale, head_scale, text_valid, extra, lists)
 
 
 @torch.library.custom_op("vidattn::attention", mutates_args=())
@@ -72,7 +72,8 @@ def attention_op(
     """
     problem = _problem(query, key, head_scale, text_valid, index, count, pattern, grid, text, boxes, scale)
     chosen, _ = pick(backend, problem, query, key, value)
-    out, lse = chosen.forward(problem, query, key, value, True)
+    with torch.autocast(query.device.type, enabled=False):  # it would round what is held in float32
+        out, lse = chosen.forward(problem, query, key, value, True)
     return out, cast(Tensor, lse)
 
 
@@ -108,7 +109,8 @@ def attention_backward_op(
     chosen, _ = pick(backend, problem, query, key, value)
     if chosen.backward is None:
         raise RuntimeError(f"backend {chosen.name!r} is differentiated outside this op")
-    grads = chosen.backward(problem, (query, key, value, out, lse), grad_out, grad_lse)
+    with torch.autocast(query.device.type, enabled=False):
+        grads = chosen.backward(problem, (query, key, value, out, lse), grad_out, grad_lse)
     return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
 
 

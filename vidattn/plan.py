@@ -151,6 +151,10 @@ class Plan:
     def _stop(self, start: Tensor, size: Tensor) -> Tensor:
         return start + (size - 1) * torch.tensor(self.step, dtype=torch.int32) + 1
 
+    def tokens_of(self, box: Tile | KeyBox) -> Tensor:
+        """Raster numbers of a tile's or a box's tokens."""
+        return self._number(box.start) + self._offsets(box.size)
+
     @cached_property
     def visited_pairs(self) -> int:
         """(query, key) pairs that running the plan computes on the grid, masked ones included."""

@@ -250,3 +250,51 @@ def test_the_shipped_models_can_be_read():
     for name, folder in demo_models.shipped().items():
         assert name == folder.path.name
         assert folder.pipeline.endswith("Pipeline")
+
+
+def test_upscale_in_stages_and_again_from_the_checkpoint(vidattn_command, tiny_flux, tmp_path):
+    out, folder = tmp_path / "dog.png", tmp_path / "run"
+    options = ("--size", "32x48", "--upscale", "64x96", "--checkpoint", folder, "--compare", "dense")
+    words = [*dog(tiny_flux, out, "--pattern", "neighborhood:window=3x3"), *options]
+    status, printed, errors = vidattn_command(*words)
+    assert (status, "Traceback" in errors) == (0, False), errors
+    assert pixels(out).shape == (64, 96, 3)
+    assert "stage 1  32x48, 2 steps" in printed
+    assert "stage 2  64x96, 1 steps" in printed
+    assert not np.array_equal(pixels(out), pixels(tmp_path / "dog-dense.png"))
+    assert (tmp_path / "dog-difference.png").exists()
+    assert json.loads(read_settings(out)["upscale"]) == [64, 96]
+    first = pixels(out)
+    _, printed, _ = vidattn_command(*words)
+    assert printed.count("(from the checkpoint)") == 2
+    assert np.array_equal(pixels(out), first)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--upscale", "70x96"), "--upscale: size=70x96"),
+        (("--upscale", "32x48"), "--size: base=64x96 is larger"),
+        (("--checkpoint", "run"), "--checkpoint: keeps finished stages"),
+        (("--stages", "2"), "--stages: needs --upscale"),
+    ],
+)
+def test_wrong_upscaling(vidattn_command, tiny_flux, tmp_path, options, message):
+    status, _, errors = vidattn_command(*dog(tiny_flux, tmp_path / "dog.png", *options))
+    assert status == 2
+    assert message in errors
+
+
+def test_mp4_with_its_settings_beside_it(vidattn_command, tiny_wan, tmp_path):
+    av = pytest.importorskip("av")
+    out = tmp_path / "dog.mp4"
+    status, _, errors = vidattn_command(*dog(tiny_wan, out, "--frames", 5, "--pattern", "none", "--fps", 12))
+    assert status == 0, errors
+    with av.open(str(out)) as container:
+        stream = container.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        assert (stream.average_rate, stream.codec_context.name) == (12, "h264")
+    assert [frame.shape for frame in frames] == [(64, 96, 3)] * 5
+    settings = json.loads(out.with_suffix(".json").read_text())
+    assert (settings["prompt"], settings["num_frames"]) == (PROMPT, 5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dog.json", "dog.mp4"]

@@ -129,7 +129,9 @@ def test_gradients_through_a_compiled_patched_model():
 def test_new_sizes_do_not_recompile_for_ever(name):
     model, graphs = denoiser(name), Graphs()
     vidattn.patch(model, SMALL, min_tokens=0)
-    sizes = [(4, 6), (6, 4), (8, 6), (10, 4), (6, 12), (8, 8), (12, 10), (14, 4), (6, 14)]
+    sizes = [(4, 6), (6, 4), (8, 6), (10, 4), (6, 12), (8, 8)]
+    if name == "flux":  # a UNet takes seconds for each
+        sizes += [(12, 10), (14, 4), (6, 14)]
     expected = [forward(model, name, height=h, width=w) for h, w in sizes]
     fast = compiled(model, "torch.compile", graphs)
     for (height, width), wanted in zip(sizes, expected, strict=True):

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import ControlNetModel, FluxControlNetPipeline, StableDiffusionControlNetPipeline
-from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor2_0, SD3IPAdapterJointAttnProcessor2_0
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxIPAdapterAttnProcessor
 from peft import LoraConfig
 from torch import Tensor, nn
 
 import vidattn
+from tests.patches.families.image_models import build as image_model
+from tests.patches.families.image_models import inputs as image_inputs
 from tests.patches.tiny_pipelines import (
     NAMES,
     TEXT,
@@ -135,6 +137,73 @@ def test_flux_ip_adapter_keeps_the_patch_and_its_own_call_dense(sparse_calls):
     assert all(not row.reason for row in vidattn.report(after).layers)
 
 
+def test_unet_ip_adapter_loaded_before_and_after(sparse_calls):
+    """diffusers' own loader swaps all processors; the picture's call is cross-attention and stays dense."""
+
+    def adapted(model: nn.Module) -> nn.Module:
+        torch.manual_seed(4)
+        modules = dict(model.named_modules())
+        names = [name for name in modules if name.endswith("attn2")]
+        names.sort(key=[n.removesuffix(".processor") for n in model.attn_processors].index)
+        weights = {
+            f"{2 * i + 1}.to_{x}_ip.weight": 0.3 * torch.randn(modules[name].to_k.out_features, 32)
+            for i, name in enumerate(names)
+            for x in "kv"
+        }
+        proj = {"proj.weight": torch.randn(4 * 32, 8), "proj.bias": torch.zeros(4 * 32)}
+        norm = {"norm.weight": torch.ones(32), "norm.bias": torch.zeros(32)}
+        model._load_ip_adapter_weights([{"image_proj": {**proj, **norm}, "ip_adapter": weights}])
+        return model.eval()
+
+    def with_image(model: nn.Module) -> Tensor:
+        torch.manual_seed(5)
+        image = {"image_embeds": [torch.randn(2, 1, 8)]}
+        with torch.no_grad():
+            return model(**inputs("sd"), added_cond_kwargs=image, return_dict=False)[0]
+
+    model = adapted(denoiser("sd"))
+    dense = with_image(model)
+    vidattn.patch(model, "neighborhood", window=99, min_tokens=0, strict=True)
+    assert_same(with_image(model), dense)
+    before = denoiser("sd")
+    vidattn.patch(before, SMALL, min_tokens=0, strict=True)
+    vidattn.patch(model, SMALL, min_tokens=0, strict=True)
+    sparse_calls.clear()
+    assert_same(with_image(adapted(before)), with_image(model))
+    assert len(sparse_calls) == 2 * 4
+    assert (with_image(model) - dense).abs().max() > 1e-4
+    vidattn.unpatch(model)
+    assert torch.equal(with_image(model), dense)
+
+
+def test_sd3_ip_adapter_keeps_the_patch(sparse_calls):
+    def with_image(model: nn.Module) -> Tensor:
+        torch.manual_seed(5)
+        image = {"ip_hidden_states": torch.randn(2, 4, 16), "temb": torch.randn(2, 32)}
+        with torch.no_grad():
+            return model(**image_inputs("sd3", 4, 6), joint_attention_kwargs=image, return_dict=False)[0]
+
+    model = image_model("sd3")
+    vidattn.patch(model, SMALL, min_tokens=0, strict=True)
+    torch.manual_seed(4)
+    for block in model.transformer_blocks:
+        block.attn.set_processor(SD3IPAdapterJointAttnProcessor2_0(32, 16, 8, 32).eval())
+    small, calls = with_image(model), len(sparse_calls)
+    assert calls == 3
+    vidattn.patch(model, "neighborhood", window=99, min_tokens=0, strict=True)
+    whole = with_image(model)
+    vidattn.unpatch(model)
+    assert_same(whole, with_image(model))
+    assert (small - whole).abs().max() > 1e-4
+    assert not torch.equal(whole, with_image_off(model))
+
+
+def with_image_off(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        image = {"ip_hidden_states": torch.zeros(2, 4, 16), "temb": torch.zeros(2, 32)}
+        return model(**image_inputs("sd3", 4, 6), joint_attention_kwargs=image, return_dict=False)[0]
+
+
 def test_flux_controlnet_in_a_pipeline(sparse_calls):
     base = build("flux")
     torch.manual_seed(6)
@@ -233,22 +302,25 @@ def test_gradients_with_checkpointing_equal_those_without(name, sparse_calls):
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_group_offload_hooks(order, sparse_calls):
+@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_group_offload_hooks(name, kind, order, sparse_calls):
     from diffusers.hooks import apply_group_offloading
 
-    model = denoiser("wan")
+    model = denoiser(name)
     vidattn.patch(model, SMALL, min_tokens=0)
-    expected = forward(model, "wan")
+    expected, calls = forward(model, name), len(sparse_calls)
     vidattn.unpatch(model)
     cpu = torch.device("cpu")
     if order == "after":
         vidattn.patch(model, SMALL, min_tokens=0)
-    apply_group_offloading(model, cpu, cpu, offload_type="leaf_level")
+    blocks = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+    apply_group_offloading(model, cpu, cpu, offload_type=kind, **blocks)
     if order == "before":
         vidattn.patch(model, SMALL, min_tokens=0)
     sparse_calls.clear()
-    assert torch.equal(forward(model, "wan"), expected)
-    assert len(sparse_calls) == 2
+    assert torch.equal(forward(model, name), expected)
+    assert len(sparse_calls) == calls
 
 
 def test_threads_share_one_patched_model():
@@ -324,21 +396,41 @@ def test_autocast(name, sparse_calls):
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_accelerate_offload_hooks(order, sparse_calls):
+@pytest.mark.parametrize("name", ["flux", "wan", "sd"])
+def test_accelerate_offload_hooks(name, order, sparse_calls):
+    """Parameters are on the meta device between the calls of their modules."""
     from accelerate import cpu_offload
 
-    model = denoiser("sd")
+    model = denoiser(name)
     vidattn.patch(model, SMALL, min_tokens=0)
-    expected = forward(model, "sd")
+    expected, calls = forward(model, name), len(sparse_calls)
     vidattn.unpatch(model)
     if order == "after":
         vidattn.patch(model, SMALL, min_tokens=0)
     cpu_offload(model, execution_device=torch.device("cpu"))
+    assert all(parameter.is_meta for parameter in model.parameters())
     if order == "before":
         vidattn.patch(model, SMALL, min_tokens=0)
     sparse_calls.clear()
-    assert torch.equal(forward(model, "sd"), expected)
-    assert len(sparse_calls) == 4
+    assert torch.equal(forward(model, name), expected)
+    assert len(sparse_calls) == calls
+    vidattn.unpatch(model)
+    assert not torch.equal(forward(model, name), expected)
+
+
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_whole_models_moved_by_their_pipeline(name, sparse_calls):
+    """As enable_model_cpu_offload does: accelerate replaces forward, and patching may come first or last."""
+    from accelerate import cpu_offload_with_hook
+
+    model = denoiser(name)
+    vidattn.patch(model, SMALL, min_tokens=0)
+    expected, calls = forward(model, name), len(sparse_calls)
+    cpu_offload_with_hook(model, torch.device("cpu"))
+    assert torch.equal(forward(model, name), expected)
+    vidattn.patch(model, SMALL, min_tokens=0)
+    assert torch.equal(forward(model, name), expected)
+    assert len(sparse_calls) == 3 * calls
 
 
 def test_own_processors_set_before_patching(sparse_calls):

@@ -9,7 +9,7 @@ import vidattn
 from tests.patches.tiny_pipelines import denoiser, inputs, wan_transformer
 from vidattn.patches.families import families, family_of
 from vidattn.patches.presets import PRESETS, preset_rule, preset_text
-from vidattn.patterns import Disc, Groups, Neighborhood, Radial, SlidingWindow
+from vidattn.patterns import Disc, Groups, Neighborhood, Radial, SlidingWindow, SparseVideoGen, TopK
 
 RESOLVED = [
     ("neighborhood", (1, 64, 64), {}, Neighborhood((17, 17))),
@@ -26,6 +26,11 @@ RESOLVED = [
     ("grat-b", (21, 45, 80), {"reach": 2}, Groups((4, 8, 8), reach=2)),
     ("grat-x", (21, 45, 80), {}, Groups((4, 8, 8), region="cross")),
     ("radial", (21, 45, 80), {"decay": 0.2}, Radial(0.2)),
+    ("clear", (1, 64, 64), {"pooled": 4}, Disc(16, pooled=4)),
+    ("svg", (16, 45, 80), {}, SparseVideoGen(16 * (1 - 0.75**0.5))),
+    ("svg", (16, 45, 80), {"width": 2, "sink": True}, SparseVideoGen(2, sink=True)),
+    ("topk", (1, 64, 64), {}, TopK(0.2, (1, 8, 8))),
+    ("topk", (21, 45, 80), {"score": "smooth"}, TopK(score="smooth")),
 ]
 
 

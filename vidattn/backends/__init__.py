@@ -8,28 +8,46 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vidattn.backends import dense, flex, natten, tiles, xformers
-from vidattn.backends.base import Backend
+from vidattn.backends import blocks, dense, flex, natten, tiles, triton, xformers
+from vidattn.backends.base import Backend, Saved
 from vidattn.backends.problem import Problem
 from vidattn.layout import TokenLayout
-from vidattn.patterns import Pattern
+from vidattn.patterns import Pattern, Segments
 from vidattn.patterns.text import nearest
 
 
-def _run_tiles(
+def _run_torch(
     problem: Problem, query: Tensor, key: Tensor, value: Tensor, return_lse: bool
 ) -> tuple[Tensor, Tensor]:
+    if problem.lists is not None:
+        return blocks.forward(problem, problem.lists, query, key, value)
     return tiles.forward(problem, query, key, value)
+
+
+def _differentiate_torch(
+    problem: Problem, saved: Saved, grad_out: Tensor, grad_lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    if problem.lists is not None:
+        return blocks.backward(problem, problem.lists, saved, grad_out, grad_lse)
+    return tiles.backward(problem, saved, grad_out, grad_lse)
 
 
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend(
+            "triton",
+            "fused kernels on the grid as it is, for windows and block lists",
+            triton.forward,
+            triton.backward,
+            missing=triton.missing,
+            reasons=triton.reasons,
+        ),
+        Backend(
             "torch",
             "runs the plan with tensor operations on any device; memory linear in tokens",
-            _run_tiles,
-            tiles.backward,
+            _run_torch,
+            _differentiate_torch,
         ),
         Backend(
             "dense",
@@ -59,8 +77,16 @@ BACKENDS: dict[str, Backend] = {
         ),
     )
 }
-PREFERRED: tuple[str, ...] = ("torch",)
-"""What "auto" tries for a sparse call, in this order; the last one runs everything."""
+
+
+def preferred(device: torch.device) -> tuple[str, ...]:
+    """What "auto" tries for a sparse call, in this order; the last one runs everything.
+
+    The kernels are taken unasked only on NVIDIA's GPUs: nowhere else have they been tried.
+    """
+    if device.type == "cuda" and torch.version.hip is None:
+        return "triton", "torch"
+    return ("torch",)
 
 
 def check_backend(name: str) -> str:
@@ -87,12 +113,13 @@ def pick(name: str, problem: Problem, query: Tensor, key: Tensor, value: Tensor)
             raise NotImplementedError(f"backend={name!r} cannot run this call: {'; '.join(reasons)}")
         return BACKENDS[name], "asked for"
     passed_over: list[str] = []
-    for candidate in PREFERRED[:-1]:
+    *candidates, last = preferred(query.device)
+    for candidate in candidates:
         reasons = BACKENDS[candidate].reasons(problem, query, key, value)
         if not reasons:
             return BACKENDS[candidate], "the first choice for this device"
         passed_over.append(f"{candidate} cannot run: {'; '.join(reasons)}")
-    return BACKENDS[PREFERRED[-1]], ". ".join(passed_over) or "runs everywhere"
+    return BACKENDS[last], ". ".join(passed_over) or "runs everywhere"
 
 
 def resolve(
@@ -113,6 +140,8 @@ def resolve(
         return name, "asked for"
     if pattern.covers(layout.grid):
         return "dense", "every query sees every key"
+    if isinstance(pattern, Segments):
+        return "dense", "one call for each group of segments, without a mask"
     probe = torch.empty(1, 1, 1, 64, dtype=torch.bfloat16, device=device).expand(1, layout.tokens, 1, 64)
     backend, why = pick(name, Problem(pattern, layout, 1.0), probe, probe, probe)
     return backend.name, why

@@ -15,22 +15,29 @@ from vidattn.backends.problem import Problem
 
 
 def forward(
-    problem: Problem, query: Tensor, key: Tensor, value: Tensor, return_lse: bool
+    problem: Problem,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    return_lse: bool,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Output (B, S, H, Dv) and, where asked for, log-sum-exp; keys beyond S are the extra tokens."""
-    lse = log_sum_exp(problem, query, key) if return_lse else None
+    """Output (B, S, H, Dv) and, where asked for, log-sum-exp; keys beyond S are the extra tokens. ``mask``,
+    bool and broadcastable to (B, H, S, S + extra), stands for the pattern's own.
+    """
+    lse = log_sum_exp(problem, query, key, mask) if return_lse else None
     if problem.head_scale is not None:
         query = query * problem.head_scale[:, None].to(query.dtype)
     q, k, v = (t.transpose(1, 2) for t in (query, key, value))
     shared = q.shape[1] != k.shape[1]
-    mask = mask_of(problem, query.device)
+    mask = mask_of(problem, query.device) if mask is None else mask
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=problem.scale, enable_gqa=shared)
     return out.transpose(1, 2), lse
 
 
-def log_sum_exp(problem: Problem, query: Tensor, key: Tensor) -> Tensor:
+def log_sum_exp(problem: Problem, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
     """Log-sum-exp (B, S, H) of the scaled scores, through the whole n x n matrix, in float32 (float64 for
-    float64).
+    float64). ``mask`` as for :func:`forward`.
     """
     accum = torch.promote_types(query.dtype, torch.float32)
     factor = problem.scale
@@ -39,7 +46,7 @@ def log_sum_exp(problem: Problem, query: Tensor, key: Tensor) -> Tensor:
         rows = rows * problem.head_scale[:, None].to(accum)
     keys = key.to(accum).repeat_interleave(query.shape[2] // key.shape[2], 2)
     scores = rows.transpose(1, 2) @ keys.permute(0, 2, 3, 1)
-    mask = mask_of(problem, query.device)
+    mask = mask_of(problem, query.device) if mask is None else mask
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.logsumexp(-1).transpose(1, 2)

@@ -20,7 +20,7 @@ from vidattn.backends.problem import Problem
 from vidattn.layout import Grid, TokenLayout
 from vidattn.lists import box_numbers
 from vidattn.patterns import Pattern
-from vidattn.patterns.base import coordinates
+from vidattn.patterns.base import GridPattern, coordinates
 
 BLOCK = 128
 MOST_TOKENS = 1 << 18  # the block mask is made from every pair: minutes beyond
@@ -39,6 +39,8 @@ def reasons(problem: Problem, query: Tensor, key: Tensor, value: Tensor) -> list
     found = missing(query.device)
     if problem.lists is not None:
         found.append("the pattern was chosen from the data, not by a rule")
+    elif not isinstance(problem.pattern, GridPattern):
+        found.append(f"{problem.pattern} is no rule for two places of the grid")
     if problem.layout.tokens > MOST_TOKENS:
         found.append(f"{problem.layout.tokens} tokens: its block mask takes minutes beyond {MOST_TOKENS}")
     if torch.compiler.is_compiling():

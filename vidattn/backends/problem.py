@@ -39,8 +39,4 @@ class Problem:
         """bool (B, S + extra): which keys are real, or None when all are."""
         if self.text_valid is None:
             return None
-        batch, total = self.text_valid.shape[0], self.layout.tokens
-        real = torch.ones(batch, total + self.extra, dtype=torch.bool, device=device)
-        number = torch.arange(self.layout.text_tokens, device=device)
-        real[:, self.layout.text_index().to(device)] = number < self.text_valid[:, None]
-        return real
+        return self.layout.real_keys(self.text_valid.to(device), self.extra)

@@ -9,7 +9,7 @@ Letters: c tiles, M queries and K keys of a tile, R = (H / Hkv) * M rows that sh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -35,18 +35,36 @@ def forward(problem: Problem, query: Tensor, key: Tensor, value: Tensor) -> tupl
     batch, tokens, heads, _ = query.shape
     out = query.new_empty(batch, tokens, heads, value.shape[-1])
     lse = torch.empty(batch, tokens, heads, dtype=accum, device=query.device)
-    if batch == 0:
-        return out, lse
-    fused = query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
-    run = _fused if fused else _explicit
-    for part in _batches(problem, query, key, value, query.dtype if fused else accum):
+    if batch:
+        dtype = query.dtype if _is_fused(query, value) else accum
+        attend(problem, _batches(problem, query, key, value, dtype), query, key, value, (out, lse))
+    return out, lse
+
+
+def attend(
+    problem: Problem,
+    parts: Iterable[Batch],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    into: tuple[Tensor, Tensor],
+) -> None:
+    """Run some batches, and write their rows of output and log-sum-exp into ``into``."""
+    out, lse = into
+    batch, _, heads, _ = query.shape
+    run = fused if _is_fused(query, value) else explicit
+    for part in parts:
         rows = _fold(_gather(query, part.queries), key.shape[2])
         columns = [_gather(t, part.keys) for t in (key, value)]
-        result, logs = run(rows, columns[0], columns[1], problem, part.bias, accum)
+        result, logs = run(rows, columns[0], columns[1], problem, part.bias, lse.dtype)
         where = part.queries.flatten()
         out.index_copy_(1, where, _unfold(result, batch, heads).to(out.dtype))
         lse.index_copy_(1, where, _unfold(logs[..., None], batch, heads)[..., 0])
-    return out, lse
+
+
+def _is_fused(query: Tensor, value: Tensor) -> bool:
+    """PyTorch's fused attention for the CPU can be asked for these."""
+    return query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -58,19 +76,28 @@ def _batches(
     problem: Problem, query: Tensor, key: Tensor, value: Tensor, dtype: torch.dtype
 ) -> Iterator[Batch]:
     """The call's batches; text rows, which see every key, are cut so that their scores stay bounded."""
-    kind = "cpu" if query.device.type == "cpu" else "cuda"
     cost = query.shape[0] * max(
         query.shape[2] * query.shape[3], key.shape[2] * (key.shape[3] + value.shape[3])
     )
-    least, most = _CPU_BUDGET
-    budget = min(max(query.numel() // 8, least), most) if kind == "cpu" else _GPU_BUDGET
-    for part in batches(problem, query.device, dtype, cost, budget):
+    for part in batches(problem, query.device, dtype, cost, budget(query)):
         if part.keys is not None:
             yield part
-            continue
-        count = max(1, _SCORES[kind] // (query.shape[0] * query.shape[2] * key.shape[1]))
-        for rows in part.queries.split(count, 1):
-            yield Batch(rows, None, part.bias)
+        else:
+            yield from cut(part, query, key)
+
+
+def budget(query: Tensor) -> int:
+    """Elements that a batch may gather."""
+    least, most = _CPU_BUDGET
+    return min(max(query.numel() // 8, least), most) if query.device.type == "cpu" else _GPU_BUDGET
+
+
+def cut(part: Batch, query: Tensor, key: Tensor) -> Iterator[Batch]:
+    """Rows against every key, in pieces whose scores stay bounded."""
+    most = _SCORES["cpu" if query.device.type == "cpu" else "cuda"]
+    count = max(1, most // max(1, query.shape[0] * query.shape[2] * key.shape[1]))
+    for rows in part.queries.split(count, 1):
+        yield Batch(rows, None, part.bias)
 
 
 def _gather(tensor: Tensor, numbers: Tensor | None) -> Tensor:
@@ -113,9 +140,10 @@ def _factor(problem: Problem, rows: Tensor, heads: int) -> float | Tensor:
     return per_row.view(rows.shape[1], -1).repeat_interleave(queries, 1)[..., None]
 
 
-def _fused(
+def fused(
     rows: Tensor, keys: Tensor, values: Tensor, problem: Problem, bias: Tensor | None, accum: torch.dtype
 ) -> tuple[Tensor, Tensor]:
+    """Rows (B * c, Hkv, R, D) against their keys, through PyTorch's fused attention: output, log-sum-exp."""
     scale = problem.scale
     if problem.head_scale is not None:
         rows = (rows * _factor(problem, rows, len(problem.head_scale))).to(rows.dtype)
@@ -126,9 +154,10 @@ def _fused(
     return result[0], result[1].to(accum)
 
 
-def _explicit(
+def explicit(
     rows: Tensor, keys: Tensor, values: Tensor, problem: Problem, bias: Tensor | None, accum: torch.dtype
 ) -> tuple[Tensor, Tensor]:
+    """The same through two matrix products and a softmax in ``accum``."""
     heads = rows.shape[1] if problem.head_scale is None else len(problem.head_scale)
     scores = _scores(rows.to(accum) * _factor(problem, rows, heads), keys.to(accum), bias)
     top = scores.amax(-1, keepdim=True)
@@ -150,16 +179,38 @@ def backward(
     grad_lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value from ``saved`` = (query, key, value, out, lse)."""
+    query, key, value = saved[:3]
+    accum = accumulation_dtype(query.dtype)
+    if query.shape[0] == 0:
+        return query.clone(), key.clone(), value.clone()
+    grads = [torch.zeros(t.shape, dtype=accum, device=t.device) for t in (query, key, value)]
+    parts = _batches(problem, query, key, value, accum)
+    add_gradients(problem, parts, saved, grad_out, grad_lse, grads)
+    return grads[0].to(query.dtype), grads[1].to(key.dtype), grads[2].to(value.dtype)
+
+
+def row_drop(out: Tensor, grad_out: Tensor, grad_lse: Tensor) -> Tensor:
+    """(B, S, H): d score = p * (dp - drop); what the row's softmax takes back, less what the log-sum-exp asks
+    for.
+    """
+    accum = accumulation_dtype(out.dtype)
+    return (out.to(accum) * grad_out.to(accum)).sum(-1) - grad_lse.to(accum)
+
+
+def add_gradients(
+    problem: Problem,
+    parts: Iterable[Batch],
+    saved: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    grads: list[Tensor],
+) -> None:
+    """Add what some batches give to the gradients of query, key and value, held in accumulation dtype."""
     query, key, value, out, lse = saved
     accum = accumulation_dtype(query.dtype)
     batch, _, heads, _ = query.shape
-    grads = [torch.zeros(t.shape, dtype=accum, device=t.device) for t in (query, key, value)]
-    if batch == 0:
-        return query.clone(), key.clone(), value.clone()
-    # d score = p * (dp - delta): delta is what the row's softmax takes back, less what the log-sum-exp asks
-    # for
-    delta = (out.to(accum) * grad_out.to(accum)).sum(-1) - grad_lse.to(accum)
-    for part in _batches(problem, query, key, value, accum):
+    delta = row_drop(out, grad_out, grad_lse)
+    for part in parts:
         sides = [query, grad_out, lse[..., None], delta[..., None]]
         rows, slopes, logs, drop = (_fold(_gather(t, part.queries), key.shape[2]).to(accum) for t in sides)
         keys, values = (_gather(t, part.keys).to(accum) for t in (key, value))
@@ -170,7 +221,6 @@ def backward(
         slope = (slopes @ values.transpose(-1, -2)).sub_(drop).mul_(share)
         _add(grads[1], part.keys, slope.transpose(-1, -2) @ rows)
         grads[0].index_copy_(1, part.queries.flatten(), _unfold((slope @ keys).mul_(factor), batch, heads))
-    return grads[0].to(query.dtype), grads[1].to(key.dtype), grads[2].to(value.dtype)
 
 
 def _add(total: Tensor, numbers: Tensor | None, part: Tensor) -> None:

@@ -13,6 +13,7 @@ examples:
   vidattn generate --prompt "two 3d bicycle on a yellow background" --compare dense
   vidattn generate --prompt "noto cat" --size 384x512 --pattern neighborhood:window=17x17 --seed 3
   vidattn generate --model path/to/pipeline --prompt "a red fox" --pattern none --steps 30
+  vidattn generate --prompt "noto cat" --upscale 1024 --checkpoint out/run --output out/cat.png
   vidattn generate --model emoji-wan --prompt "noto cat moving left" --frames 17 --output cat.gif
 
 --model takes a folder saved by diffusers, a hub id, or the name of a demo model (see vidattn models).
@@ -35,7 +36,20 @@ def add_parser(commands: Any) -> None:
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes a GPU where there is one")
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     add("--compare", choices=("none", "dense"), default="none", help="also run unpatched and measure")
-    add("--output", type=Path, help="PNG; GIF or PNG for clips (default image.png, clip.gif)")
+    add("--output", type=Path, help="PNG; GIF, PNG or MP4 for clips (default image.png, clip.gif)")
+    add("--upscale", type=size, help="enlarge to these pixels, in stages that start from the picture before")
+    add(
+        "--stages",
+        type=positive,
+        metavar="N",
+        help="stages after the first (default: each doubles the sides)",
+    )
+    add(
+        "--checkpoint",
+        type=Path,
+        metavar="FOLDER",
+        help="keep finished stages; a killed run goes on from them",
+    )
     add("--report", action="store_true", help="print what ran in every layer")
     parser.set_defaults(run=run)
 
@@ -82,9 +96,10 @@ def _add_pattern(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Load, generate, save and print what ran."""
     # The heavy imports wait until the arguments are known to be well formed.
-    from vidattn.cli import generation, outcome
+    from vidattn.cli import generation, outcome, upscaling
 
     generation.check_names(arguments)
+    upscaling.check(arguments)
     device = generation.choose_device(arguments.device)
     dtype = generation.choose_dtype(arguments.dtype, device)
     generation.quiet_libraries()
@@ -92,13 +107,27 @@ def run(arguments: argparse.Namespace) -> None:
     call = generation.call_arguments(model, arguments)
     output = outcome.check_path(arguments.output, generation.moving(model))
     result = outcome.Outcome(arguments, model, call, f"{device}, {str(dtype).removeprefix('torch.')}")
+    layers = ""
     if arguments.pattern != "none":
-        with generation.patched(model, arguments) as handle:
-            result.sparse = generation.generate(model, call, arguments.seed, "patched")
-            result.facts, layers = generation.facts(handle.report())
+        result.sparse, result.facts, layers = _patched(model, call, arguments)
     if arguments.pattern == "none" or arguments.compare == "dense":
-        result.dense = generation.generate(model, call, arguments.seed, "dense")
+        if arguments.upscale:
+            result.dense, facts, _ = upscaling.run(model, call, arguments, patched=False)
+            result.facts = result.facts or facts
+        else:
+            result.dense = generation.generate(model, call, arguments.seed, "dense")
     for name, text in result.summary(result.save(output)):
         print(f"{name:<9}{text}")
     if arguments.report and result.sparse:
         print(layers)
+
+
+def _patched(model: Any, call: dict[str, Any], arguments: argparse.Namespace) -> tuple[Any, list, str]:
+    """The patched run: pictures, lines about what ran, and the whole report."""
+    from vidattn.cli import generation, upscaling
+
+    if arguments.upscale:
+        return upscaling.run(model, call, arguments, patched=True)
+    with generation.patched(model, arguments) as handle:
+        run = generation.generate(model, call, arguments.seed, "patched")
+        return run, *generation.facts(handle.report())

@@ -23,6 +23,7 @@ from vidattn.cli.arguments import BadArgument, check_output
 from vidattn.cli.pictures import MOVING
 from vidattn.patterns import PATTERNS
 from vidattn.patterns.text import nearest
+from vidattn.pipelines.sizes import frame_step, size_step
 
 
 @dataclass(frozen=True)
@@ -194,19 +195,11 @@ def _check_size(pipe: Any, call: dict[str, Any]) -> None:
     height, width = call.get("height"), call.get("width")
     if (height or step) % step or (width or step) % step:
         raise BadArgument("--size", f"{height}x{width}: both must be multiples of {step} for this model")
-    temporal = getattr(pipe, "vae_scale_factor_temporal", 1)
+    temporal = frame_step(pipe)
     frames = call.get("num_frames")
     if frames and (frames - 1) % temporal:
         near = frames - (frames - 1) % temporal
         raise BadArgument("--frames", f"{frames}: must be 1 more than a multiple of {temporal}, as {near}")
-
-
-def size_step(pipe: Any) -> int:
-    """Height and width must be multiples of this: the VAE's factor times the denoiser's patch."""
-    processor = getattr(pipe, "image_processor", None) or getattr(pipe, "video_processor", None)
-    factor = int(processor.config.vae_scale_factor) if processor is not None else 1
-    patch = getattr(getattr(pipe, "transformer", None), "config", {}).get("patch_size", 1)
-    return factor * int(patch[-1] if isinstance(patch, (list, tuple)) else patch or 1)
 
 
 def moving(model: Loaded) -> bool:
@@ -218,14 +211,8 @@ def moving(model: Loaded) -> bool:
 @contextmanager
 def patched(model: Loaded, arguments: argparse.Namespace) -> Iterator[Any]:
     """The pipeline with the pattern that the user asked for; gives the patch's handle."""
-    options = {
-        name: getattr(arguments, name) for name in ("dense_steps", "dense_last_steps", "backend", "weights")
-    }
-    layers = [part.strip() for part in arguments.dense_layers.split(",") if part.strip()]
-    options["dense_layers"] = [int(part) if re.fullmatch(r"-?\d+", part) else part for part in layers]
-    options["min_tokens"] = "auto" if arguments.min_tokens is None else arguments.min_tokens
     try:
-        handle = vidattn.patch(model.pipe, arguments.pattern, **options)
+        handle = vidattn.patch(model.pipe, arguments.pattern, **patch_options(arguments))
     except TypeError as error:  # no part of the pipeline can be patched
         raise BadArgument("--model", str(error)) from error
     except (ValueError, FileNotFoundError) as error:
@@ -234,6 +221,17 @@ def patched(model: Loaded, arguments: argparse.Namespace) -> Iterator[Any]:
         yield handle
     finally:
         handle.unpatch()
+
+
+def patch_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of ``vidattn.patch`` beside the pattern."""
+    options = {
+        name: getattr(arguments, name) for name in ("dense_steps", "dense_last_steps", "backend", "weights")
+    }
+    layers = [part.strip() for part in arguments.dense_layers.split(",") if part.strip()]
+    options["dense_layers"] = [int(part) if re.fullmatch(r"-?\d+", part) else part for part in layers]
+    options["min_tokens"] = "auto" if arguments.min_tokens is None else arguments.min_tokens
+    return options
 
 
 def _culprit(message: str) -> str:

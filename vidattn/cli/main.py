@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 import vidattn
-from vidattn.cli import bench, doctor, generate, models, profile, report, show
+from vidattn.cli import bench, demo, distill, doctor, generate, models, profile, report, show
 from vidattn.cli.arguments import BadArgument, Parser
 
 _EXAMPLES = """\
@@ -17,6 +17,7 @@ examples:
   vidattn show neighborhood:window=17x17 --grid 64x64 --output pattern.png
   vidattn models
   vidattn doctor
+  vidattn demo
 
 exit status: 0 done, 2 bad arguments, 1 failed
 """
@@ -32,7 +33,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"vidattn {vidattn.__version__}")
     parser.add_argument("--traceback", action="store_true", help="on failure, print Python's traceback too")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    for command in (generate, show, report, bench, profile, models, doctor):
+    for command in (generate, show, report, bench, profile, distill, models, doctor, demo):
         command.add_parser(commands)
     return parser
 

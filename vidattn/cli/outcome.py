@@ -63,7 +63,7 @@ class Outcome:
         """Everything that makes the picture again, and what was measured."""
         given = vars(self.arguments)
         chosen = {key: given[key] for key in ("seed", "pattern", "backend") if given[key] is not None}
-        for key in ("dense_steps", "dense_last_steps", "dense_layers", "min_tokens", "weights"):
+        for key in ("dense_steps", "dense_last_steps", "dense_layers", "min_tokens", "weights", "upscale"):
             chosen |= {key: given[key]} if given[key] else {}
         about = {"software": f"vidattn {vidattn.__version__}", "model": self.model.name}
         about |= {"pipeline": type(self.model.pipe).__name__, "place": self.place}
@@ -98,7 +98,8 @@ class Outcome:
         lines = [("model", f"{self.model.name} ({type(self.model.pipe).__name__}) on {self.place}")]
         lines.append(("prompt", self.arguments.prompt))
         lines.append(("picture", self._picture()))
-        lines += self.facts if self.sparse else [("pattern", "none: the model as it is")]
+        lines += [] if self.sparse else [("pattern", "none: the model as it is")]
+        lines += self.facts
         seconds = [f"{run.seconds:.1f} patched" for run in (self.sparse,) if run]
         seconds += [f"{run.seconds:.1f} dense" for run in (self.dense,) if run]
         lines.append(("seconds", ", ".join(seconds)))
@@ -129,5 +130,7 @@ def _write(path: Path, values: np.ndarray, settings: dict[str, Any], rate: float
     frames = [Image.fromarray(frame) for frame in np.rint(values * 255).astype(np.uint8)]
     if len(frames) == 1 and path.suffix.lower() == ".png":
         pictures.save_png(frames[0], path, settings)
+    elif path.suffix.lower() == ".mp4":
+        pictures.save_mp4(frames, path, settings, rate)
     else:
         pictures.save_clip(frames, path, settings, rate)

@@ -30,6 +30,7 @@ def read_pattern(
         BadArgument: an unknown name, or parameters that the pattern refuses.
     """
     from vidattn.patches.presets import PRESETS, preset_rule, preset_text
+    from vidattn.patches.substitutes import Substitute
     from vidattn.patterns import PATTERNS, from_text
     from vidattn.patterns.text import nearest
 
@@ -37,7 +38,10 @@ def read_pattern(
     try:
         if name in PRESETS:
             _, options = preset_text(text)
-            return preset_rule(name, options, kind, native).resolve(grid)
+            found = preset_rule(name, options, kind, native).resolve(grid)
+            if isinstance(found, Substitute):
+                raise BadArgument(argument, f"{name!r} is linear attention or a gate: it has no pattern")
+            return found
         if name in PATTERNS:
             return from_text(text)
     except ValueError as error:

@@ -52,7 +52,10 @@ def run(arguments: argparse.Namespace) -> None:
     pattern = read_pattern(arguments.pattern, layout.grid, kind, layout.grid[1:])
     query = _query(arguments.query, layout.grid)
     output = check_output(arguments.output, (".png",))
-    figures = figures_of(pattern, layout)
+    try:
+        figures = figures_of(pattern, layout)
+    except ValueError as error:  # segments that do not fit the grid, or a pattern too large to draw
+        raise BadArgument("PATTERN", str(error)) from error
     image = draw_pattern(pattern, layout, query)
     save_png(image, output, {"pattern": pattern.to_text(), "grid": layout.grid, "text": arguments.text})
     text = f", {layout.text_tokens} text tokens" if layout.text_tokens else ""

@@ -39,7 +39,7 @@ class FrameView:
         pictures = [cells(colors[t, :: self.skip, :: self.skip], self.cell) for t in self.shown]
         if self.grid[0] == 1:
             return pictures[0]
-        width, height = pictures[0].width + 6, pictures[0].height + _LABEL + 8
+        width, height = self._pitch()
         rows = -(-len(pictures) // self.columns)
         sheet = Image.new("RGB", (width * self.columns, height * rows), PAPER)
         draw = ImageDraw.Draw(sheet)
@@ -48,6 +48,23 @@ class FrameView:
             draw.text((x, y), f"t={frame}", fill=FAINT, font=font(_LABEL))
             sheet.paste(picture, (x, y + _LABEL + 3))
         return sheet
+
+    def token_at(self, pixel: tuple[int, int]) -> Grid:
+        """(t, y, x) of the token drawn at pixel (x, y); a pixel between tokens gives one that is near."""
+        x, y = pixel
+        frame = self.shown[0]
+        if self.grid[0] > 1:
+            width, height = self._pitch()
+            number = y // height * self.columns + min(x // width, self.columns - 1)
+            frame = self.shown[min(number, len(self.shown) - 1)]
+            x, y = x % width, max(0, y % height - _LABEL - 3)
+        row, column = y // self.cell * self.skip, x // self.cell * self.skip
+        return frame, min(row, self.grid[1] - 1), min(column, self.grid[2] - 1)
+
+    def _pitch(self) -> tuple[int, int]:
+        """Pixels from one frame's corner to the next one's, (x, y)."""
+        rows, columns = (-(-n // self.skip) for n in self.grid[1:])
+        return columns * self.cell + 6, rows * self.cell + _LABEL + 8
 
     def note(self) -> list[str]:
         """What the drawing leaves out, in words."""

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vidattn.drawing.examples import Visits, check_drawable, example_visits, whole_mask
 from vidattn.layout import Grid, TokenLayout
 from vidattn.patterns import Pattern
+from vidattn.patterns.base import GridPattern
 from vidattn.plan import KeyBox, Plan, Tile
 
 # Beyond this many tokens the matrix is drawn from a sample of its rows.
@@ -39,7 +41,14 @@ class Figures:
 
 
 def figures_of(pattern: Pattern, layout: TokenLayout, plan: Plan | None = None) -> Figures:
-    """The numbers that the drawing shows."""
+    """The numbers that the drawing shows.
+
+    Raises:
+        ValueError: a pattern that cannot be drawn on this layout.
+    """
+    check_drawable(pattern, layout)
+    if not isinstance(pattern, GridPattern):
+        return _example_figures(pattern, layout)
     plan = plan or pattern.plan(layout)
     boxes = [box for tile in plan.tiles for box in tile.boxes]
     return Figures(
@@ -52,6 +61,31 @@ def figures_of(pattern: Pattern, layout: TokenLayout, plan: Plan | None = None) 
     )
 
 
+def _example_figures(pattern: Pattern, layout: TokenLayout) -> Figures:
+    """The same for patterns without a plan, by counting."""
+    visits, mask = example_visits(pattern, layout), whole_mask(pattern, layout)
+    inside = slice(layout.text_before, layout.text_before + layout.grid_tokens)
+    visited = sum(len(queries) * sum(len(keys) for keys, _ in boxes) for queries, boxes in visits)
+    full = [full for _, boxes in visits for _, full in boxes]
+    return Figures(
+        density=mask.double().mean().item(),
+        grid_density=mask[inside, inside].double().mean().item(),
+        visited_ratio=visited / int(mask[inside, inside].sum()),
+        tiles=len(visits),
+        boxes=len(full),
+        full_boxes=sum(full),
+    )
+
+
+def visits_of(pattern: Pattern, layout: TokenLayout, query: int) -> Visits:
+    """The tile that holds the query (a grid token's number): its queries and key boxes."""
+    if isinstance(pattern, GridPattern):
+        plan = pattern.plan(layout)
+        tile = tile_of(plan, query)
+        return plan.tokens_of(tile), [(plan.tokens_of(box), box.full) for box in tile.boxes]
+    return next(visits for visits in example_visits(pattern, layout) if bool((visits[0] == query).any()))
+
+
 def matrix(pattern: Pattern, layout: TokenLayout, side: int) -> tuple[np.ndarray, bool]:
     """The share of allowed pairs under each pixel, and whether every row was counted."""
     total, exact = layout.tokens, layout.tokens <= _EXACT_TOKENS
@@ -60,14 +94,16 @@ def matrix(pattern: Pattern, layout: TokenLayout, side: int) -> tuple[np.ndarray
     for i, (start, stop) in enumerate(pairwise(edges)):
         numbers = torch.arange(start, stop) if exact else torch.tensor([(start + stop) // 2])
         summed = np.concatenate(
-            [[0.0], _full_rows(pattern, layout, numbers).double().mean(0).cumsum(0).numpy()]
+            [[0.0], full_rows(pattern, layout, numbers).double().mean(0).cumsum(0).numpy()]
         )
         rows[i] = (summed[edges[1:]] - summed[edges[:-1]]) / np.diff(edges)
     return rows, exact
 
 
-def _full_rows(pattern: Pattern, layout: TokenLayout, numbers: Tensor) -> Tensor:
+def full_rows(pattern: Pattern, layout: TokenLayout, numbers: Tensor) -> Tensor:
     """Rows of the mask for sequence positions: bool (len(numbers), S)."""
+    if not isinstance(pattern, GridPattern):
+        return whole_mask(pattern, layout)[numbers]
     rows = torch.ones(len(numbers), layout.tokens, dtype=torch.bool)
     first, count = layout.text_before, layout.grid_tokens
     in_grid = (numbers >= first) & (numbers < first + count)
@@ -75,7 +111,7 @@ def _full_rows(pattern: Pattern, layout: TokenLayout, numbers: Tensor) -> Tensor
     return rows
 
 
-def sees(pattern: Pattern, grid: Grid, queries: Tensor) -> Tensor:
+def sees(pattern: GridPattern, grid: Grid, queries: Tensor) -> Tensor:
     """bool (queries, grid tokens)"""
     row, column = queries[:, None], torch.arange(volume(grid))[None]
     seen = pattern.allowed(_place(row, grid), _place(column, grid), grid)
@@ -92,9 +128,7 @@ def number_of(place: Grid, grid: Grid) -> int:
 
 def tokens_of(box: Tile | KeyBox, plan: Plan) -> Tensor:
     """Raster numbers of a box. The plan's grid may be a view of the layout's, with the same token order."""
-    axes = zip(box.start, box.size, plan.step, strict=True)
-    t, y, x = (start + step * torch.arange(size) for start, size, step in axes)
-    return ((t[:, None, None] * plan.grid[1] + y[:, None]) * plan.grid[2] + x).flatten()
+    return plan.tokens_of(box)
 
 
 def tile_of(plan: Plan, number: int) -> Tile:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from vidattn.patches.extrapolation import rope_base
+from vidattn.patches.loading import is_controlnet, load, without_controlnets
 from vidattn.patches.model_patch import ModelPatch, patch_of, share_slots
 from vidattn.patches.reporting import Report, report
 from vidattn.patches.rules import plan_rules
@@ -15,7 +18,6 @@ from vidattn.patches.settings import Settings, with_recipe
 from vidattn.patches.slots import SlotSpec
 from vidattn.patches.steps import StepClock
 from vidattn.patches.targets import Target, is_pipeline, modules_of, targets_of
-from vidattn.patches.weights import read_weights
 
 
 class Handle:
@@ -63,11 +65,16 @@ def patch(
             ``supported()``.
         pattern: a ``vidattn.patterns.Pattern``; its text form (``"neighborhood:window=17x17"``); a preset's
             name (``"neighborhood"``, ``"sliding"``, ``"clear"``, ``"grat-b"``, ``"grat-x"``, ``"radial"``,
-            ``"full"``), with defaults chosen for the model and the grid; a dictionary ``{layer name glob:
-            pattern or None}``, where the first match counts and layers without one stay dense; or the path of
-            a JSON recipe with arguments of this function.
-        weights: a .safetensors file with tensors of the model, for preset "clear"; they are taken out by
-            ``unpatch``.
+            ``"linfusion"``, ``"linear"``, ``"lolcats"``, ``"sla"``, ``"gated"``, ``"full"``), with defaults
+            chosen for the model and the grid; a stage ``{"pattern": ..., "steps": (start, end), "branch":
+            "conditional" or "unconditional"}``, which counts in that part of the run's steps (shares from 0
+            to 1) and in that branch of guidance, or a list of stages, of which the first that holds counts,
+            and none means dense; a dictionary ``{layer name glob: any of these or None}``, where the first
+            match counts and layers without one stay dense; or the path of a JSON recipe with arguments of
+            this function. Stages need a pipeline.
+        weights: a .safetensors file that was trained for the pattern: the authors' for "clear" and
+            "linfusion", or one of ``vidattn distill``. It is taken out by ``unpatch``, and layers that run
+            dense run on the model's own.
         dense_steps: how many steps at the beginning of each run stay dense. A pipeline's scheduler tells the
             position; on a model of its own a step is a change of the timestep's value, and a run begins where
             it goes up.
@@ -119,23 +126,36 @@ def patch(
 
 def _prepare(targets: list[Target], settings: Settings, pipe: Any) -> list[ModelPatch]:
     """The patches of all models, complete but not attached."""
-    if settings.dense_last_steps and getattr(getattr(pipe, "scheduler", None), "timesteps", None) is None:
-        raise ValueError(
-            f"dense_last_steps={settings.dense_last_steps}: a model on its own does not know how many steps a"
-            " run has; patch the pipeline"
-        )
+    _check_schedule(pipe, "dense_last_steps", settings.dense_last_steps)
     planned = plan_rules(targets, settings.pattern, settings.dense_layers, settings.options)
-    weights = read_weights(settings.weights, targets[0].model) if settings.weights is not None else None
-    clock = StepClock(pipe, settings.dense_steps, settings.dense_last_steps)
+    planned = without_controlnets(targets, planned)
+    stages = {stage for layers in planned for _, found in layers for stage in found}
+    _check_schedule(pipe, "steps", next((s.steps for s in stages if s.by_steps), None))
+    _check_schedule(pipe, "branch", next((s.branch for s in stages if s.branch), None))
+    # the weights are the model's, not those of a ControlNet beside it
+    owner = next((t for t in targets if not is_controlnet(t.model)), targets[0])
+    positions = any(stage.when for stage in stages)
+    clock = StepClock(pipe, settings.dense_steps, settings.dense_last_steps, positions)
     made = []
-    for target, rules in zip(targets, planned, strict=True):
-        specs = [SlotSpec(rule, layer.group, settings.backend, settings.strict) for layer, rule in rules]
-        layers, slots = share_slots([layer for layer, _ in rules], specs)
+    for target, found in zip(targets, planned, strict=True):
+        loaded = load(target, found, settings.weights if target is owner else None)
+        spec = partial(SlotSpec, backend=settings.backend, strict=settings.strict, trained=loaded.trained)
+        specs = [spec(each, layer.group) for layer, each in found]
+        layers, slots = share_slots([layer for layer, _ in found], specs)
         own_clock = clock if pipe is not None else StepClock(None, settings.dense_steps, 0)
         patch = ModelPatch(target.component, target.family, layers, slots, own_clock, settings)
-        patch.weights = weights if target is targets[0] else None
+        patch.weights, patch.mixers, patch.note = loaded.weights, loaded.mixers, loaded.note
+        patch.rope = rope_base(target.model, [stage for _, each in found for stage in each])
         made.append(patch)
     return made
+
+
+def _check_schedule(pipe: Any, argument: str, value: Any) -> None:
+    if value and getattr(getattr(pipe, "scheduler", None), "timesteps", None) is None:
+        raise ValueError(
+            f"{argument}={value!r}: a model on its own does not know how many steps a run has;"
+            " patch the pipeline"
+        )
 
 
 def unpatch(pipe_or_model: Any) -> None:

@@ -53,9 +53,17 @@ def _set(slots: list[Slot], states: list[tuple[Any, Any]]) -> None:
         slot.decision, slot.text_valid = decision, valid
 
 
+def _checkpoints(model: nn.Module) -> bool:
+    # transformers' name first: it warns about diffusers' one
+    for name in ("is_activation_checkpointing", "is_gradient_checkpointing"):
+        if hasattr(type(model), name):
+            return bool(getattr(model, name))
+    return False
+
+
 def keep_decisions(model: nn.Module, slots: list[Slot]) -> None:
     """Wrap the checkpoint functions in use, those that were set since the last forward included."""
-    if not torch.is_grad_enabled() or not getattr(model, "is_gradient_checkpointing", False):
+    if not torch.is_grad_enabled() or not _checkpoints(model):
         return
     for module in model.modules():
         function = module.__dict__.get(_FUNCTION)

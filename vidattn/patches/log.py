@@ -37,8 +37,9 @@ class RunLog:
                 self.run = run
                 self.forwards.clear()
                 self.outcomes.clear()
-            for slot, decision in enumerate(decisions):
-                self.forwards[slot, decision] = self.forwards.get((slot, decision), 0) + 1
+            for slot, whole in enumerate(decisions):
+                for decision in whole.each():
+                    self.forwards[slot, decision] = self.forwards.get((slot, decision), 0) + 1
 
     def outcome(self, layer: str, decision: Decision) -> Outcome:
         """The entry of one layer, made when missing. Call it with the lock held."""
@@ -68,9 +69,11 @@ class LayerLog:
         Raises:
             RuntimeError: it was to be sparse, and the patch is strict.
         """
+        parts = decision.each()
         with self.log.lock:
-            outcome = self.log.outcome(self.name, decision)
-            outcome.dense += 1
-            outcome.reason = reason
-        if slot.spec.strict and decision.pattern is not None:
+            for part in parts:
+                outcome = self.log.outcome(self.name, part)
+                outcome.dense += 1
+                outcome.reason = reason
+        if slot.spec.strict and any(part.pattern is not None for part in parts):
             raise RuntimeError(f"vidattn: {self.name} ran dense although strict=True: {reason}")

@@ -15,14 +15,18 @@ from torch import Tensor, nn
 from vidattn import backends
 from vidattn.backends.pays import why_dense
 from vidattn.layout import TokenLayout
-from vidattn.patches import routes
+from vidattn.patches import own_calls, routes
 from vidattn.patches.checkpointing import keep_decisions, release_decisions
+from vidattn.patches.extrapolation import RopeBase, scale_factor
 from vidattn.patches.families import Arguments, Family, GridUnreadable, Layer, Reading
+from vidattn.patches.guidance import BranchReader
 from vidattn.patches.log import LayerLog, RunLog
+from vidattn.patches.schedule import Case, cases_of
 from vidattn.patches.settings import Settings
 from vidattn.patches.sizes import shape_of
 from vidattn.patches.slots import LAYER, SLOT, Decision, Slot, SlotSpec
 from vidattn.patches.steps import ALL, MIDDLE, StepClock
+from vidattn.patches.substitutes import Mixers, Substitute
 from vidattn.patches.weights import SwappedWeights
 from vidattn.patterns import Full
 
@@ -66,6 +70,12 @@ class ModelPatch:
         self.clock, self.settings = clock, settings
         self.log = RunLog()
         self.weights: SwappedWeights | None = None
+        self.mixers = Mixers({})
+        self.rope = RopeBase(None, 1.0)
+        self.note = ""
+        self.paused = False  # forwards run as if there were no patch, and are not counted
+        self._branches = BranchReader(family.guidance)
+        self._by_branch = any(stage.branch for slot in slots for stage in slot.spec.stages)
         self._hook = ForwardHook(self)
         self._decisions: dict[tuple, Decision] = {}
 
@@ -91,25 +101,38 @@ class ModelPatch:
             _register(self)
             if self.weights is not None:
                 self.weights.apply(model)
-            for planned in self.planned:
-                module = planned.layer.module
-                # not nn.Module.__setattr__: nothing is registered, so state_dict and saving do not change
-                module.__dict__[SLOT] = self.slots[planned.slot]
-                module.__dict__[LAYER] = LayerLog(planned.layer.name, self.log)
-                routes.cover(module.processor)
+            self._mark()
+            self.mixers.attach()
             model.register_forward_pre_hook(self._hook, with_kwargs=True)
             model.__dict__[PATCH] = self
+
+    def _mark(self) -> None:
+        """Put the slots on the attention modules.
+
+        Before each forward as well: Z-Image's ControlNet has modules of its transformer, and processors may
+        have been swapped.
+        """
+        for planned in self.planned:
+            marks, slot = planned.layer.module.__dict__, self.slots[planned.slot]
+            if marks.get(SLOT) is not slot:
+                # not nn.Module.__setattr__: nothing is registered, so state_dict and saving do not change
+                marks[SLOT] = slot
+                marks[LAYER] = LayerLog(planned.layer.name, self.log)
+            own_calls.cover(planned.layer.module)
 
     def detach(self, model: nn.Module) -> None:
         """Take everything off again."""
         with _lock:
             for planned in self.planned:
-                for name in (SLOT, LAYER):
-                    planned.layer.module.__dict__.pop(name, None)
+                marks = planned.layer.module.__dict__
+                if marks.get(SLOT) is self.slots[planned.slot]:
+                    del marks[SLOT], marks[LAYER]
             for number, hook in list(model._forward_pre_hooks.items()):
                 if hook is self._hook:
                     del model._forward_pre_hooks[number]
                     model._forward_pre_hooks_with_kwargs.pop(number, None)
+            self.mixers.detach()
+            self.rope.set(False)
             release_decisions(model)
             model.__dict__.pop(PATCH, None)
             if self.weights is not None:
@@ -125,28 +148,40 @@ class ModelPatch:
         Raises:
             RuntimeError: the patch is strict and a layer would fall back to dense attention.
         """
-        for planned in self.planned:
-            routes.cover(planned.layer.module.processor)
+        if self.paused:
+            for slot in self.slots:
+                slot.decision = slot.text_valid = None
+            self.rope.set(False)
+            return
+        self._mark()
         reading, trouble = self._read(model, arguments)
         family = self.family
         timestep = arguments.get(family.timestep)
-        steps = self.clock.tick(timestep, family.timestep_scale, family.timestep_offset)
+        moment = self.clock.tick(timestep, family.timestep_scale, family.timestep_offset)
+        branches = self._branches.read(self.clock.pipe, moment, arguments) if self._by_branch else ("",)
         device = next((a.device for a in arguments.values() if isinstance(a, Tensor)), torch.device("cpu"))
         decisions = []
         for number, slot in enumerate(self.slots):
             found = reading.layouts.get(slot.spec.group, trouble)
             why = found if isinstance(found, str) else ""
             layout, slot.text_valid = _apart(None if isinstance(found, str) else found, device)
-            key = (number, layout, steps, device, reading.note, reading.mask_reason, reading.trimmed, why)
+            cases = cases_of(slot.spec.stages, moment, branches)
+            key = (number, layout, cases, device, reading.note, reading.mask_reason, reading.trimmed, why)
             # one object per case: a compiled graph that has seen it is found again
             if key not in self._decisions:
                 if len(self._decisions) > 1024:
                     self._decisions.clear()
-                self._decisions[key] = self._decide(slot, layout, steps, device, reading, why)
+                made = [self._decide(slot, layout, case, device, reading, why) for case in cases]
+                self._decisions[key] = _together(made)
             slot.decision = self._decisions[key]
             decisions.append(slot.decision)
         self.log.forward(self.clock.run, decisions)
         self._be_strict(decisions)
+        self.mixers.place(device)
+        self.rope.set(any(part.pattern is not None for d in decisions for part in d.each()))
+        if self.weights is not None:
+            dense = [decision.pattern is None and not decision.parts for decision in decisions]
+            self.weights.show(model, frozenset(p.layer.name for p in self.planned if dense[p.slot]))
         keep_decisions(model, self.slots)
 
     def _read(self, model: nn.Module, arguments: Arguments) -> tuple[Reading, str]:
@@ -159,19 +194,23 @@ class ModelPatch:
         self,
         slot: Slot,
         layout: TokenLayout | None,
-        steps: str,
+        case: Case,
         device: torch.device,
         reading: Reading,
         trouble: str,
     ) -> Decision:
         def dense(reason: str, fallback: bool = False) -> Decision:
-            return Decision(layout, None, 1.0, steps, "", reason, fallback, reading.note)
+            return Decision(layout, None, 1.0, case.steps, "", reason, fallback, reading.note)
 
-        rule = slot.spec.rule
-        if rule.dense:
+        if case.trouble:
+            return dense(case.trouble, fallback=True)
+        rule = case.stage.rule if case.stage is not None else None
+        if rule is not None and rule.dense:
             return dense(rule.dense)
-        if steps not in (ALL, MIDDLE):
-            return dense(f"{'dense_steps' if steps == 'first' else 'dense_last_steps'}")
+        if case.kind not in (ALL, MIDDLE):
+            return dense(f"{'dense_steps' if case.kind == 'first' else 'dense_last_steps'}")
+        if rule is None:
+            return dense("no stage for this part of the run")
         if layout is None:
             return dense(trouble or "the grid is not known", fallback=True)
         auto = self.settings.min_tokens == "auto"
@@ -181,30 +220,43 @@ class ModelPatch:
         pattern = rule.resolve(layout.grid)
         if isinstance(pattern, Full):
             return dense("the pattern is full")
-        backend, _ = backends.resolve(slot.spec.backend, pattern, layout, device)
-        module = next(p.layer.module for p in self.planned if self.slots[p.slot] is slot)
-        if auto and (reason := why_dense(pattern, layout, device, shape_of(module), backend)):
-            return dense(reason, fallback=True)
-        density = pattern.density(layout)
+        if isinstance(pattern, Substitute):
+            backend = pattern.backend
+        else:
+            backend, _ = backends.resolve(slot.spec.backend, pattern, layout, device)
+            module = next(p.layer.module for p in self.planned if self.slots[p.slot] is slot)
+            if auto and (reason := why_dense(pattern, layout, device, shape_of(module), backend)):
+                return dense(reason, fallback=True)
         return Decision(
             layout,
             pattern,
-            density,
-            steps,
+            pattern.density(layout),
+            case.steps,
             backend,
             note=reading.note,
             mask_reason=reading.mask_reason,
             text=_text_side(layout),
             trimmed=reading.trimmed,
+            own_text=reading.own_text,
             extent=torch.empty(layout.grid, dtype=torch.bool, device=device),
+            factor=scale_factor(rule, layout),
         )
 
     def _be_strict(self, decisions: list[Decision]) -> None:
         for slot, decision in zip(self.slots, decisions, strict=True):
-            if slot.spec.strict and decision.fallback:
-                for other in self.slots:
-                    other.decision = other.text_valid = None
-                raise RuntimeError(f"vidattn: layers would run dense although strict=True: {decision.reason}")
+            for part in decision.each():
+                if slot.spec.strict and part.fallback:
+                    for other in self.slots:
+                        other.decision = other.text_valid = None
+                    raise RuntimeError(f"vidattn: layers would run dense although strict=True: {part.reason}")
+
+
+def _together(parts: list[Decision]) -> Decision:
+    """One decision for a batch of equal pieces, which may run differently."""
+    if len(parts) == 1 or all(part.pattern is None for part in parts):
+        return parts[0]
+    shared = tuple(replace(part, share=1 / len(parts)) for part in parts)
+    return Decision(shared[0].layout, None, 1.0, shared[0].steps, parts=shared)
 
 
 def _text_side(layout: TokenLayout) -> str:
@@ -236,12 +288,12 @@ class ForwardHook:
     @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self.patch.prepare(
-            module, {**dict(zip(_parameters(cast(Any, type(module))), args, strict=False)), **kwargs}
+            module, {**dict(zip(forward_parameters(cast(Any, type(module))), args, strict=False)), **kwargs}
         )
 
 
 @lru_cache(maxsize=64)
-def _parameters(cls: Any) -> tuple[str, ...]:
+def forward_parameters(cls: Any) -> tuple[str, ...]:
     """Names of a model's forward parameters, self left out."""
     return tuple(inspect.signature(inspect.unwrap(cls.forward)).parameters)[1:]
 

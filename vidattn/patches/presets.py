@@ -7,10 +7,22 @@ per grid at call time, so that one patch serves every size.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from vidattn.layout import Grid
+from vidattn.patches.substitute_kinds import (
+    SLA,
+    SUBSTITUTES,
+    Gated,
+    Linear,
+    LinFusion,
+    LoLCATs,
+    PooledDisc,
+    read_value,
+)
+from vidattn.patches.substitutes import Substitute
 from vidattn.patterns import (
     PATTERNS,
     Disc,
@@ -21,6 +33,8 @@ from vidattn.patterns import (
     Radial,
     SlidingTile,
     SlidingWindow,
+    SparseVideoGen,
+    TopK,
     from_text,
 )
 from vidattn.patterns.text import nearest
@@ -43,24 +57,30 @@ class Preset:
         cls: the pattern class; its fields are the preset's options.
         defaults: (grid, native size) to the options that the class has no good constant for.
         kinds: families that it makes sense on.
+        extras: further options, which are not the pattern's, with their defaults.
         fixed: fields that make the preset what it is, and are no options.
         why: where the defaults come from.
     """
 
-    cls: type[Pattern]
+    cls: type[Pattern] | type[Substitute]
     defaults: Callable[[Grid, Native], dict[str, Any]]
     why: str
     kinds: tuple[str, ...] = ("image", "video")
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def options(self) -> dict[str, Any]:
         """The options and their constant defaults (None where the grid decides)."""
         fields = {f.name: f.default for f in dataclasses.fields(self.cls) if f.name not in self.fixed}
-        return {k: None if v is dataclasses.MISSING else v for k, v in fields.items()}
+        return {k: None if v is dataclasses.MISSING else v for k, v in fields.items()} | dict(self.extras)
 
-    def pattern(self, grid: Grid, native: Native, options: Mapping[str, Any]) -> Pattern:
-        """The pattern for one grid."""
-        return self.cls(**{**self.defaults(grid, native), **options, **self.fixed})
+    def pattern(self, grid: Grid, native: Native, options: Mapping[str, Any]) -> Pattern | Substitute:
+        """The pattern or substitute for one grid."""
+        own = {k: v for k, v in options.items() if k not in self.extras}
+        made = self.cls(**{**self.defaults(grid, native), **own, **self.fixed})
+        if self.extras and isinstance(made, Disc) and made.pooled:
+            return PooledDisc(made.radius, made.pooled)
+        return made
 
 
 def _window(grid: Grid, native: Native) -> dict[str, Any]:
@@ -69,6 +89,15 @@ def _window(grid: Grid, native: Native) -> dict[str, Any]:
 
 def _group(grid: Grid, native: Native) -> dict[str, Any]:
     return {"size": (1, 16, 16) if grid[0] == 1 else (4, 8, 8)}
+
+
+def _band(grid: Grid, native: Native) -> dict[str, Any]:
+    # half-width in frames of a band that holds a quarter of the pairs
+    return {"width": grid[0] * (1 - math.sqrt(1 - 0.25))}
+
+
+def _tile(grid: Grid, native: Native) -> dict[str, Any]:
+    return {"tile": (1, 8, 8) if grid[0] == 1 else (4, 4, 4)}
 
 
 def _nothing(grid: Grid, native: Native) -> dict[str, Any]:
@@ -92,7 +121,20 @@ PRESETS: dict[str, Preset] = {
         lambda grid, native: {"radius": 16},
         "the middle one of the released checkpoints, 8, 16 and 32 (arXiv 2412.16112)",
         kinds=("image",),
+        extras={"ntk_factor": 1.0, "proportional": False},
     ),
+    "linfusion": Preset(
+        LinFusion,
+        _nothing,
+        "the published networks, as wide as the layer, a 16th of it in SDXL (arXiv 2409.02097)",
+        kinds=("image",),
+    ),
+    "linear": Preset(Linear, _nothing, "LinFusion's feature map, elu + 1, without its networks"),
+    "lolcats": Preset(
+        LoLCATs, _nothing, "softmax among groups of 64 or 256 tokens and their neighbours (arXiv 2410.10254)"
+    ),
+    "sla": Preset(SLA, _nothing, "a fifth of the blocks, as the authors' (arXiv 2509.24006)"),
+    "gated": Preset(Gated, _nothing, "one gate per head, open at first (arXiv 2505.06708)"),
     "grat-b": Preset(Groups, _group, _GRAT + "; neighbouring groups", fixed={"region": "blocks"}),
     "grat-x": Preset(
         Groups, _group, _GRAT + "; groups of the same row, column or frame", fixed={"region": "cross"}
@@ -109,6 +151,15 @@ PRESETS: dict[str, Preset] = {
         "the authors' tile of 384 tokens and the smallest of their symmetric windows (arXiv 2502.04507)",
         kinds=("video",),
     ),
+    "svg": Preset(
+        SparseVideoGen,
+        _band,
+        "a quarter of the pairs, the authors' default (arXiv 2502.01776); for Wan they add the sink",
+        kinds=("video",),
+    ),
+    "topk": Preset(
+        TopK, _tile, "a fifth of the key tiles, of 64 tokens each, as VSA for small models (arXiv 2505.13389)"
+    ),
 }
 
 
@@ -122,8 +173,8 @@ class Rule:
     native: Native = (64, 64)
     dense: str = ""
 
-    def resolve(self, grid: Grid) -> Pattern:
-        """The pattern for one grid. Only for rules that are not dense."""
+    def resolve(self, grid: Grid) -> Pattern | Substitute:
+        """The pattern or substitute for one grid. Only for rules that are not dense."""
         if self.pattern is not None:
             return self.pattern
         return PRESETS[self.preset].pattern(grid, self.native, dict(self.options))
@@ -170,14 +221,18 @@ def preset_text(text: str) -> tuple[str, dict[str, Any]]:
     """
     name, _, rest = text.partition(":")
     preset = PRESETS[name.strip().lower()]
-    if not rest.strip():
-        return name.strip().lower(), {}
-    given = [part.partition("=")[0].strip() for part in rest.split(",") if part.strip()]
-    for key in given:
+    name = name.strip().lower()
+    parts = {part.partition("=")[0].strip(): part for part in rest.split(",") if part.strip()}
+    for key in parts:
         if key not in preset.options():
             raise ValueError(f"preset {name!r} has no option {key!r}: {nearest(key, list(preset.options()))}")
-    # the pattern's own reader knows the forms of values; parameters that must be given are filled in for it
-    filled = {k: v for k, v in preset.defaults((1, 64, 64), (64, 64)).items() if k not in given}
-    fill = "".join(f",{k}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in filled.items())
-    pattern = from_text(f"{preset.cls.name}:{rest}{fill}")
-    return name.strip().lower(), {key: getattr(pattern, key) for key in given}
+    own = parts.keys() if name in SUBSTITUTES else parts.keys() & preset.extras.keys()
+    values = {key: read_value(parts[key].partition("=")[2].strip()) for key in own}
+    given = [key for key in parts if key not in own]
+    if given:
+        # the pattern's own reader knows the forms of values; what must be given is filled in for it
+        filled = {k: v for k, v in preset.defaults((1, 64, 64), (64, 64)).items() if k not in given}
+        fill = [f"{k}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in filled.items()]
+        pattern = from_text(f"{preset.cls.name}:{','.join([*(parts[key] for key in given), *fill])}")
+        values |= {key: getattr(pattern, key) for key in given}
+    return name, values

@@ -10,7 +10,7 @@ from typing import Any
 from vidattn.patches.log import Outcome
 from vidattn.patches.model_patch import ModelPatch, Planned, patch_of
 from vidattn.patches.slots import Decision
-from vidattn.patches.steps import ALL, FIRST, LAST
+from vidattn.patches.steps import ALL, FIRST, LAST, MIDDLE
 from vidattn.patches.targets import modules_of
 
 _COLUMNS = ("model", "layers", "steps", "grid", "text", "pattern", "density", "backend", "forwards", "why")
@@ -62,10 +62,11 @@ class Report:
             if patch.log.run == runs[id(patch.clock)]:
                 rows += _rows(patch)
                 notes += [d.note for _, d in patch.log.forwards if d.note]
+            notes += [patch.note] if patch.note else []
         total = sum(weight for _, weight in rows)
         density = sum(row.density * weight for row, weight in rows) / total if total else None
         planned = [
-            (p.component or p.family.name, x.layer.name, str(p.slots[x.slot].spec.rule))
+            (p.component or p.family.name, x.layer.name, "; ".join(map(str, p.slots[x.slot].spec.stages)))
             for p in patches
             for x in p.planned
         ]
@@ -89,7 +90,8 @@ class Report:
         if not self.layers:
             lines = _folded([((model, pattern), layer) for model, layer, pattern in self.planned])
             body = [(key[0], names, key[1]) for key, names in lines]
-            return "\n".join(["patched; no forward yet", *_table([("model", "layers", "pattern"), *body])])
+            table = _table([("model", "layers", "pattern"), *body])
+            return "\n".join(["patched; no forward yet", *table, *self.notes])
         rows = _folded([(_key(row), row.layer) for row in self.layers])
         table = _table([_COLUMNS, *((key[0], names, *key[1:]) for key, names in rows)])
         run = "unknown" if self.density is None else f"{self.density:.3f}"
@@ -131,7 +133,7 @@ def _rows(patch: ModelPatch) -> list[tuple[LayerReport, float]]:
             if slot == planned.slot:
                 row = _row(patch, planned, decision, outcomes.get((planned.layer.name, decision)), count)
                 pairs = float(decision.layout.tokens) ** 2 if decision.layout is not None else 0.0
-                made.append((row, pairs * count))
+                made.append((row, pairs * count * decision.share))
     return made
 
 
@@ -163,7 +165,7 @@ def _steps_text(steps: str, patch: ModelPatch) -> str:
         return f"first {patch.clock.first}"
     if steps == LAST:
         return f"last {patch.clock.last}"
-    return "all" if steps == ALL else "others"
+    return {ALL: "all", MIDDLE: "others"}.get(steps, steps)
 
 
 # ---------------------------------------------------------------------- printing

@@ -14,6 +14,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -21,25 +22,9 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from vidattn.attention import attention
-from vidattn.layout import TokenLayout
+from vidattn.patches.calls import Call, autocast, layout_of_call, pieces, refusal, reversed_text
 from vidattn.patches.slots import CURRENT, LAYER, SLOT, Decision, Slot
-
-# Processors that compute attention in some other way, and so never come by here.
-BYPASSING = frozenset(
-    {
-        "AttnProcessor",
-        "AttnProcessorNPU",
-        "CustomDiffusionAttnProcessor",
-        "CustomDiffusionXFormersAttnProcessor",
-        "IPAdapterAttnProcessor",
-        "IPAdapterXFormersAttnProcessor",
-        "SlicedAttnProcessor",
-        "XFormersAttnProcessor",
-        "XFormersJointAttnProcessor",
-        "XLAFlashAttnProcessor2_0",
-        "XLAFluxFlashAttnProcessor2_0",
-    }
-)
+from vidattn.patches.substitutes import Substitute, refuse_if_trained, run_layer
 
 _DISPATCH = "dispatch_attention_fn"
 _rebound: list[
@@ -51,91 +36,67 @@ _original_dispatch: Callable | None = None
 _lock = threading.RLock()
 
 
-def _layout(decision: Decision, length: int, valid: Tensor | None) -> TokenLayout | None:
-    """The decision's layout with the text padding of this forward. In graphs its sizes are taken from
-    tensors: one graph serves all sizes and prompts.
+def _turn(slot: Slot, call: Call, reason: str) -> Tensor | None:
+    """The result of one call, (B, S, H, D), or None when the caller shall compute it as ever.
+
+    ``reason`` says why it must be dense, "" if nothing does.
     """
-    layout, extent = decision.layout, decision.extent
-    if layout is None or extent is None:
-        return layout
-    before, after = layout.text_before, layout.text_after
-    if not torch.compiler.is_compiling():
-        if decision.trimmed and layout.grid_tokens <= length - before < layout.tokens - before:
-            return TokenLayout(layout.grid, before, length - before - layout.grid_tokens)
-        return layout if valid is None else TokenLayout(layout.grid, before, after, valid)
-    frames, height, width = extent.shape
-    rest = length - extent.numel()
-    if decision.trimmed:
-        torch._check(rest >= before)  # the graph may not know how much was dropped
-        return TokenLayout((frames, height, width), before, rest - before, valid)
-    if decision.text == "before":
-        return TokenLayout((frames, height, width), rest, 0, valid)
-    if decision.text == "after":
-        return TokenLayout((frames, height, width), 0, rest, valid)
-    return TokenLayout((frames, height, width), rest - after if before else 0, after, valid)
-
-
-def _refusal(
-    decision: Decision, layout: TokenLayout | None, query: Tensor, key: Tensor, mask: Any, dropout: float
-) -> str:
-    """Why a call on the grid cannot be sparse, or ""."""
-    if layout is None or query.shape[1] != layout.tokens:
-        return "the sequence length is not that of the token grid"
-    if mask is not None and decision.mask_reason:
-        return decision.mask_reason
-    if dropout > 0.0:
-        return "attention dropout is on"
-    if query.shape[2] != key.shape[2]:
-        return "query and key heads differ"
-    return ""
-
-
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """As autocast treats the inputs of torch's own attention."""
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return tensors
-    dtype = torch.get_autocast_dtype(kind)
-    return tuple(t.to(dtype) if t.dtype != torch.float64 else t for t in tensors)
-
-
-def _turn(
-    slot: Slot,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Any,
-    dropout: float,
-    scale: float | None,
-    reason: str,
-) -> Tensor | None:
-    """The sparse result of one call, (B, S, H, D), or None when the caller shall compute it as ever."""
-    decision, compiling = slot.decision, torch.compiler.is_compiling()
+    decision = slot.decision
     # IP-Adapter's second call, and cached or foreign keys: not attention over the grid
-    if query.shape[1] != key.shape[1]:
-        if not compiling:
+    if call.query.shape[1] != call.key.shape[1]:
+        if not torch.compiler.is_compiling():
             CURRENT.missed = "its keys are not those of its queries"
         return None
-    if decision is None:
+    if decision is None or (isinstance(decision.pattern, Substitute) and decision.pattern.whole):
         return None
-    # the padding is the mask's; a call without one sees all text
-    layout = _layout(decision, query.shape[1], slot.text_valid if mask is not None else None)
+    valid = slot.text_valid if call.mask is not None else None  # the padding is the mask's
+    if not decision.parts:
+        return _sparse(slot, decision, valid, call, reason)
+    count = len(decision.parts)
+    if call.query.shape[0] % count:
+        for part in decision.parts:
+            _sparse(slot, part, valid, call, "items of the batch attend in calls of their own")
+        return None
+    results = []
+    for part, piece, real in zip(
+        decision.parts, call.pieces(count), pieces(valid, call.query.shape[0], count), strict=True
+    ):
+        result = _sparse(slot, part, real, piece, reason)
+        results.append(piece.dense() if result is None else result)
+    return torch.cat(results)
+
+
+def _sparse(slot: Slot, decision: Decision, valid: Tensor | None, call: Call, reason: str) -> Tensor | None:
+    """The result under one decision, or None when that says dense, or ``reason`` or the call do."""
+    layout = layout_of_call(decision, call.query.shape[1], valid)
     if decision.pattern is not None and not reason:
-        reason = _refusal(decision, layout, query, key, mask, dropout)
-    if not compiling:
+        reason = refusal(decision, layout, call)
+    if not torch.compiler.is_compiling():
         CURRENT.reached = True
         if CURRENT.layer is not None:
             CURRENT.layer.called(decision, reason)
+            if CURRENT.look is not None and layout is not None and call.query.shape[1] == layout.tokens:
+                seen = layout if valid is None else replace(layout, text_valid=valid)
+                CURRENT.look(CURRENT.layer.name, call.query, call.key, seen, call.scale)
     if decision.pattern is None or layout is None:
         return None
     if reason:
         if slot.spec.strict:
             raise RuntimeError(f"vidattn: a layer would run dense although strict=True: {reason}")
+        refuse_if_trained(slot, decision.pattern, reason)
         return None
-    backend = slot.spec.backend
-    query, key, value = _autocast(query, key, value)
-    result = attention(query, key, value, decision.pattern, layout, scale=scale, backend=backend)
-    return cast(Tensor, result)
+    before, pattern, scale = layout.text_before, decision.pattern, call.scale
+    query, key, value = autocast(call.query, call.key, call.value)
+    if decision.factor != 1.0:
+        scale = (query.shape[-1] ** -0.5 if scale is None else scale) * decision.factor
+    if decision.own_text:  # whose padding is in front: backwards it is behind
+        query, key, value = (reversed_text(t, before) for t in (query, key, value))
+    if isinstance(pattern, Substitute):
+        result = pattern.attend(query, key, value, layout, scale, decision.text, slot.spec.backend)
+    else:
+        made = attention(query, key, value, pattern, layout, scale=scale, backend=slot.spec.backend)
+        result = cast(Tensor, made)
+    return torch.cat([call.first_rows(before), result[:, before:]], 1) if decision.own_text else result
 
 
 def _dispatch_router(
@@ -152,27 +113,28 @@ def _dispatch_router(
     backend: Any = None,
     parallel_config: Any = None,
 ) -> Tensor:
+    options = {
+        "dropout_p": dropout_p,
+        "is_causal": is_causal,
+        "scale": scale,
+        "enable_gqa": enable_gqa,
+        "attention_kwargs": attention_kwargs,
+        "backend": backend,
+        "parallel_config": parallel_config,
+    }
+
+    def own(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
+        return cast(Tensor, _original_dispatch(q, k, v, attn_mask=mask, **options))  # type: ignore[misc]
+
     slot = CURRENT.slot
     if slot is not None:
         reason = "the call is causal" if is_causal else ""
         if parallel_config is not None:
             reason = "context parallelism splits the sequence"
-        result = _turn(slot, query, key, value, attn_mask, dropout_p, scale, reason)
+        result = _turn(slot, Call(query, key, value, attn_mask, dropout_p, scale, own), reason)
         if result is not None:
             return result
-    return _original_dispatch(  # type: ignore[misc]
-        query,
-        key,
-        value,
-        attn_mask=attn_mask,
-        dropout_p=dropout_p,
-        is_causal=is_causal,
-        scale=scale,
-        enable_gqa=enable_gqa,
-        attention_kwargs=attention_kwargs,
-        backend=backend,
-        parallel_config=parallel_config,
-    )
+    return own(query, key, value, attn_mask)
 
 
 def _sdpa_router(
@@ -185,23 +147,31 @@ def _sdpa_router(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
+    def own(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
+        # looked up at call time, so that somebody else's replacement of torch's function is honoured
+        return functional.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=dropout_p,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=enable_gqa,
+        )
+
+    def own_in_dispatch_layout(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
+        return own(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask).transpose(1, 2)
+
     slot = CURRENT.slot
     if slot is not None and query.ndim == 4:
         q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        result = _turn(slot, q, k, v, attn_mask, dropout_p, scale, "the call is causal" if is_causal else "")
+        reason = "the call is causal" if is_causal else ""
+        call = Call(q, k, v, attn_mask, dropout_p, scale, own_in_dispatch_layout)
+        result = _turn(slot, call, reason)
         if result is not None:
             return result.transpose(1, 2)
-    # looked up at call time, so that somebody else's replacement of torch's function is honoured
-    return functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=attn_mask,
-        dropout_p=dropout_p,
-        is_causal=is_causal,
-        scale=scale,
-        enable_gqa=enable_gqa,
-    )
+    return own(query, key, value, attn_mask)
 
 
 def _functional_view() -> types.ModuleType:
@@ -240,7 +210,7 @@ def _shim(original: Callable) -> Callable:
         outer = CURRENT.slot
         CURRENT.slot = slot
         try:
-            return original(self, attn, *args, **kwargs)
+            return run_layer(original, self, attn, slot, args, kwargs)
         finally:
             CURRENT.slot = outer
 
@@ -257,7 +227,7 @@ def _watched(
     outer = CURRENT.slot, CURRENT.layer, CURRENT.reached, CURRENT.missed
     CURRENT.slot, CURRENT.layer, CURRENT.reached, CURRENT.missed = slot, layer, False, ""
     try:
-        result = original(processor, attn, *args, **kwargs)
+        result = run_layer(original, processor, attn, slot, args, kwargs)
         if not CURRENT.reached and slot.decision is not None and layer is not None:
             layer.bypassed(slot, slot.decision, CURRENT.missed or bypass_reason(processor))
         return result

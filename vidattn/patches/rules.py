@@ -1,4 +1,4 @@
-"""From ``patch``'s ``pattern`` and ``dense_layers`` to a rule for every layer."""
+"""From ``patch``'s ``pattern`` and ``dense_layers`` to the stages of every layer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from vidattn.patches.families import Family, Layer
 from vidattn.patches.presets import PRESETS, Rule, known_names, preset_rule, preset_text
+from vidattn.patches.schedule import Stage, is_schedule, is_stage, stages_in
 from vidattn.patches.targets import Target
 from vidattn.patterns import PATTERNS, Pattern, from_dict, from_text
 from vidattn.patterns.text import nearest
@@ -53,19 +54,41 @@ def rule_for(pattern: Any, options: Mapping[str, Any], family: Family, native: t
         return Rule(pattern=pattern)
     raise TypeError(
         f"pattern={pattern!r}: give a Pattern, its text form, a preset's name ({', '.join(PRESETS)}),"
-        " a dictionary {layer name glob: pattern}, or the path of a JSON recipe"
+        " stages ({'pattern': ..., 'steps': (0.2, 1)}), a dictionary {layer name glob: pattern}, or the path"
+        " of a JSON recipe"
+    )
+
+
+def stages_for(
+    pattern: Any, options: Mapping[str, Any], family: Family, native: tuple[int, int]
+) -> tuple[Stage, ...]:
+    """The stages that one pattern argument, a stage or a list of them stands for.
+
+    Raises:
+        ValueError, TypeError: as :func:`rule_for`; a stage that cannot be read; options for stages.
+    """
+    if not is_schedule(pattern):
+        return (Stage(rule_for(pattern, options, family, native)),)
+    if options:
+        raise ValueError(
+            f"options {', '.join(sorted(options))}: not together with stages; write 'clear:radius=8' there"
+        )
+    return tuple(
+        Stage(rule_for(each, {}, family, native), steps, branch) for each, steps, branch in stages_in(pattern)
     )
 
 
 def is_layer_map(pattern: Any) -> bool:
-    """True for ``{layer name glob: pattern}``, which a pattern's own dictionary form is not."""
-    return isinstance(pattern, Mapping) and not isinstance(pattern.get("pattern"), str)
+    """True for ``{layer name glob: pattern}``, which a stage and a pattern's own dictionary form are not."""
+    return (
+        isinstance(pattern, Mapping) and not is_stage(pattern) and not isinstance(pattern.get("pattern"), str)
+    )
 
 
 def plan_rules(
     targets: Sequence[Target], pattern: Any, dense_layers: Any, options: Mapping[str, Any]
-) -> list[list[tuple[Layer, Rule]]]:
-    """A rule for each layer of each target.
+) -> list[list[tuple[Layer, tuple[Stage, ...]]]]:
+    """The stages of each layer of each target.
 
     Raises:
         ValueError, TypeError: as :func:`rule_for`; a glob or a number that fits no layer; a model without
@@ -86,16 +109,16 @@ def plan_rules(
     dense = _dense_positions(dense_layers, targets, layers)
     planned = []
     for number, (target, found) in enumerate(zip(targets, layers, strict=True)):
-        rules = []
+        schedules = []
         for position, layer in enumerate(found):
             if (number, position) in dense:
-                rule = Rule(dense=DENSE_LAYERS)
+                stages: tuple[Stage, ...] = (Stage(Rule(dense=DENSE_LAYERS)),)
             else:
                 native = target.family.native(target.model, layer.group)
                 chosen = _first_match(pattern, target, layer) if is_layer_map(pattern) else pattern
-                rule = rule_for(chosen, options, target.family, native)
-            rules.append((layer, rule))
-        planned.append(rules)
+                stages = stages_for(chosen, options, target.family, native)
+            schedules.append((layer, stages))
+        planned.append(schedules)
     return planned
 
 

@@ -43,18 +43,9 @@ class Settings:
         check_backend(self.backend)
         if not isinstance(self.strict, bool):
             raise TypeError(f"strict={self.strict!r}: must be True or False")
-        if self.weights is not None:
-            self._check_weights()
-        return self
-
-    def _check_weights(self) -> None:
-        if not isinstance(self.weights, (str, os.PathLike)):
+        if self.weights is not None and not isinstance(self.weights, (str, os.PathLike)):
             raise TypeError(f"weights={self.weights!r}: give the path of a .safetensors file")
-        name = self.pattern.partition(":")[0].strip().lower() if isinstance(self.pattern, str) else None
-        if name in PRESETS and name != "clear":
-            raise ValueError(f"weights: preset {name!r} takes none; 'clear' does")
-        if name != "clear":
-            raise ValueError(f"weights: only preset 'clear' takes weights, not pattern {self.pattern!r}")
+        return self
 
     def as_arguments(self) -> dict[str, Any]:
         """Keyword arguments that make ``patch`` do the same again."""

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from vidattn.layout import TokenLayout
-from vidattn.patches.presets import Rule
 from vidattn.patterns import Pattern
+
+if TYPE_CHECKING:
+    from vidattn.patches.schedule import Stage
+    from vidattn.patches.substitutes import Substitute
 
 SLOT = "_vidattn_slot"
 """Attribute of a patched attention module: its :class:`Slot`."""
@@ -32,12 +35,14 @@ class Decision:
     why calls with an attention mask run dense; "" when the mask hides what ``Slot.text_valid`` says. Graphs
     read ``extent``, an empty tensor of the grid's shape, and ``text``, the side on which text stands
     ("before", "after", "both" or ""), instead of numbers: numbers would be constants to them, and every size
-    a new graph. The layout has no ``text_valid``: one decision serves prompts of all lengths. ``trimmed`` as
-    in a family's reading.
+    a new graph. The layout has no ``text_valid``: one decision serves prompts of all lengths. ``trimmed``
+    and ``own_text`` as in a family's reading. Where items of a batch run differently, ``parts`` has a
+    decision for each of its equal pieces, and the rest means nothing; ``share`` is a part's of the batch.
+    ``factor`` is one more of the scores' scale.
     """
 
     layout: TokenLayout | None
-    pattern: Pattern | None
+    pattern: Pattern | Substitute | None
     density: float
     steps: str
     backend: str = ""
@@ -47,17 +52,29 @@ class Decision:
     mask_reason: str = ""
     text: str = ""
     trimmed: bool = False
+    own_text: bool = False
     extent: Tensor | None = None
+    parts: tuple[Decision, ...] = ()
+    share: float = 1.0
+    factor: float = 1.0
+
+    def each(self) -> tuple[Decision, ...]:
+        """The parts, or the decision itself."""
+        return self.parts or (self,)
 
 
 @dataclass(frozen=True)
 class SlotSpec:
-    """What is fixed when a model is patched: whence the pattern, for which layers, and who computes it."""
+    """What is fixed when a model is patched: whence the pattern, for which layers, and who computes it.
 
-    rule: Rule
+    The first of the ``stages`` that holds counts; where none does, the layers are dense.
+    """
+
+    stages: tuple[Stage, ...]
     group: Any
     backend: str
     strict: bool
+    trained: bool = False  # weights came with the patch
 
 
 class Slot(threading.local):
@@ -85,6 +102,9 @@ class Current(threading.local):
         self.layer: Any = None  # LayerLog, outside compiled graphs
         self.reached = False  # whether the layer called attention on its grid
         self.missed = ""  # why a call of the layer was none on its grid
+        self.mixer: Any = None  # modules of the layer's substitute
+        self.inputs: tuple[Any, Any] = (None, None)  # what the layer was given: hidden states, and text apart
+        self.look: Any = None  # whoever observes, see observe.py
 
 
 CURRENT = Current()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -18,17 +19,30 @@ from torch import Tensor
 ALL, FIRST, MIDDLE, LAST = "all", "first", "middle", "last"
 
 
+@dataclass(frozen=True)
+class Moment:
+    """Where in a run a forward is: its step class, and where that was asked for the ``position`` of its step
+    among ``length`` steps, both 0 if unknown. ``run`` counts runs.
+    """
+
+    kind: str
+    position: int = 0
+    length: int = 0
+    run: int = 0
+
+
 class StepClock:
-    """Tells the step class of each forward; shared by the models of one pipeline.
+    """Tells the moment of each forward; shared by the models of one pipeline.
 
     Args:
         pipe: the pipeline whose ``scheduler`` runs the schedule, or None.
         first: how many steps at the beginning are of class "first".
         last: how many at the end are of class "last".
+        positions: whether positions matter, too; needs a pipeline.
     """
 
-    def __init__(self, pipe: Any, first: int, last: int) -> None:
-        self.first, self.last = first, last
+    def __init__(self, pipe: Any, first: int, last: int, positions: bool = False) -> None:
+        self.first, self.last, self.positions = first, last, positions
         self.run = 0
         self._pipe = weakref.ref(pipe) if pipe is not None else None
         self._scheduler: Any = getattr(pipe, "scheduler", None)
@@ -46,8 +60,13 @@ class StepClock:
         self.__dict__.update(state)
         self._lock = threading.Lock()
 
-    def tick(self, timestep: Any, scale: float, offset: float = 0.0) -> str:
-        """The step class of a forward.
+    @property
+    def pipe(self) -> Any:
+        """The pipeline, or None when there is none, or not any more."""
+        return self._pipe() if self._pipe is not None else None
+
+    def tick(self, timestep: Any, scale: float, offset: float = 0.0) -> Moment:
+        """The moment of a forward.
 
         Args:
             timestep: what the model's forward got: a number or a tensor of any shape.
@@ -55,18 +74,23 @@ class StepClock:
             offset: ... plus ``offset``.
         """
         with self._lock:
-            pipe = self._pipe() if self._pipe is not None else None
+            pipe = self.pipe
             if pipe is not None:
                 self._scheduler = pipe.scheduler
             fresh = self._new_schedule()
-            if not self.first and not self.last:
-                return ALL
+            if not self.first and not self.last and not self.positions:
+                return Moment(ALL, run=self.run)
             if getattr(self._scheduler, "timesteps", None) is None:
-                return FIRST if self._count_values(_value(timestep) * scale + offset) < self.first else MIDDLE
+                count = self._count_values(_value(timestep) * scale + offset)
+                return Moment(FIRST if count < self.first else MIDDLE, count, run=self.run)
             position = self._scheduled(timestep, scale, offset, fresh)
+            length = self._length(pipe)
+            kind = MIDDLE if self.first or self.last else ALL
             if position < self.first:
-                return FIRST
-            return LAST if position >= self._length(pipe) - self.last else MIDDLE
+                kind = FIRST
+            elif position >= length - self.last:
+                kind = LAST if self.last else kind
+            return Moment(kind, position, length, self.run)
 
     def _new_schedule(self) -> bool:
         """Whether the scheduler got new timesteps since the last forward: a new run."""

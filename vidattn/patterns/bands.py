@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from vidattn.layout import Grid
-from vidattn.patterns.base import Coordinates, Pattern, split_box, tile_bounds
+from vidattn.patterns.base import Coordinates, GridPattern, split_box, tile_bounds
 from vidattn.plan import KeyBox, Plan, Tile
 
 
-def _band_pairs(total: int, width: int) -> int:
+def band_pairs(total: int, width: int) -> int:
     """Pairs (i, j) of ``total`` places with |i - j| <= width."""
-    width = min(width, total - 1)
+    width = max(0, min(width, total - 1))
     return total + 2 * (width * total - width * (width + 1) // 2)
 
 
 @dataclass(frozen=True)
-class _Band(Pattern):
+class _Band(GridPattern):
     """|i - j| <= width * (tokens of a frame) in some order of the tokens.
 
     Args:
@@ -60,7 +60,7 @@ class _Band(Pattern):
 
     def grid_pairs(self, grid: Grid) -> int:
         total, width = math.prod(grid), self.half_width(grid)
-        pairs = _band_pairs(total, width)
+        pairs = band_pairs(total, width)
         if not self.sink:
             return pairs
         # the sink adds, for each key of frame 0, the queries beyond the band

@@ -19,10 +19,11 @@ Coordinates = tuple[Tensor, Tensor, Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """Which keys each query sees. ``allowed`` is the definition; masks, densities and plans follow from it.
+    """Which keys each query sees, as data. ``mask`` is the definition.
 
-    Text tokens see everything and are seen by everything, except that padding (``TokenLayout.text_valid``) is
-    not seen.
+    Most patterns are :class:`GridPattern`; the others compute something that a rule for two places of the
+    grid cannot say: text that takes part (Segments), keys made of other keys, or a choice that depends on
+    the data.
     """
 
     name: ClassVar[str]
@@ -34,58 +35,28 @@ class Pattern:
         text = ",".join(f"{n}={value_text(v)}" for n, v in values if v is not None)
         object.__setattr__(self, "encoded", f"{self.name}:{text}")
 
-    # ------------------------------------------------------------------ what a pattern defines
-    def allowed(self, query: Coordinates, key: Coordinates, grid: Grid) -> Tensor:
-        """Whether each query sees each key: bool of the broadcast shape, on the coordinates' device."""
-        raise NotImplementedError
-
-    def grid_pairs(self, grid: Grid) -> int:
-        """Exact number of (query, key) pairs of the grid that see each other."""
-        raise NotImplementedError
-
-    def covers(self, grid: Grid) -> bool:
-        """True when every query of the grid certainly sees every key, decided by comparing a few sizes."""
-        raise NotImplementedError
-
-    def default_tile(self, grid: Grid) -> Grid:
-        """The query tile that a plan takes unless it is told another."""
-        raise NotImplementedError
-
-    def make_plan(self, grid: Grid, tile: Grid, key_tile: Grid | None) -> Plan:
-        """The plan for one grid; ``tile`` is already cut to it."""
-        raise NotImplementedError
-
-    # ------------------------------------------------------------------ what follows
+    # ------------------------------------------------------------------ what a pattern says
     def mask(self, layout: TokenLayout) -> Tensor:
         """The brute-force mask: True where the query (row) sees the key (column).
 
         Returns:
             bool (S, S) on the CPU; (B, S, S) when the layout has ``text_valid`` for B > 1 items.
         """
-        count, text = layout.grid_tokens, layout.text_before
-        number = torch.arange(count)
-        places = coordinates(number, layout.grid)
-        mask = torch.ones(layout.tokens, layout.tokens, dtype=torch.bool)
-        queries = tuple(c[:, None] for c in places)
-        keys = tuple(c[None, :] for c in places)
-        mask[text : text + count, text : text + count] = self.allowed(queries, keys, layout.grid)  # type: ignore[arg-type]
-        valid = layout.key_valid()
-        if valid is None:
-            return mask
-        mask = mask & valid[:, None, :]
-        return mask[0] if len(mask) == 1 else mask
+        raise NotImplementedError
 
     def density(self, layout: TokenLayout) -> float:
         """Exact share of the S x S pairs that the mask allows (the mean over items when text padding
         differs).
         """
-        count, text, total = layout.grid_tokens, layout.text_tokens, layout.tokens
-        real = float(text)
-        if layout.text_valid is not None:
-            real = float(torch.as_tensor(layout.text_valid).double().mean())
-        # grid rows see their grid keys and the real text; text rows see the grid and the real text
-        pairs = self.grid_pairs(layout.grid) + count * real + text * (count + real)
-        return pairs / (total * total)
+        raise NotImplementedError
+
+    def covers(self, grid: Grid) -> bool:
+        """True when every query of the grid certainly sees every key, decided by comparing a few sizes."""
+        raise NotImplementedError
+
+    def visited(self, layout: TokenLayout) -> float:
+        """Share of the grid's pairs that a call computes, masked ones included."""
+        raise NotImplementedError
 
     def plan(
         self, layout: TokenLayout, tile: Iterable[int] | None = None, key_tile: Iterable[int] | None = None
@@ -99,17 +70,10 @@ class Pattern:
             key_tile: greatest extent of a key box; a pattern's natural boxes when None.
 
         Raises:
-            ValueError: a tile is no triple of positive integers, or one that the pattern cannot use.
+            ValueError: a tile is no triple of positive integers, or one that the pattern cannot use; or the
+                pattern has no plan.
         """
-        shapes = [
-            None if t is None else canonical_grid(tuple(t), n)
-            for t, n in ((tile, "tile"), (key_tile, "key_tile"))
-        ]
-        return _plan(self, layout.grid, shapes[0], shapes[1])
-
-    def visited(self, layout: TokenLayout) -> float:
-        """Share of the grid's pairs that the default plan computes, masked ones included."""
-        return self.plan(layout).visited_pairs / layout.grid_tokens**2
+        raise NotImplementedError
 
     # ------------------------------------------------------------------ as data
     def to_dict(self) -> dict[str, Any]:
@@ -128,6 +92,83 @@ class Pattern:
 
     def __str__(self) -> str:
         return self.to_text()
+
+
+@dataclasses.dataclass(frozen=True)
+class GridPattern(Pattern):
+    """A pattern whose ``allowed`` is the definition; masks, densities and plans follow from it.
+
+    Text tokens see everything and are seen by everything, except that padding (``TokenLayout.text_valid``) is
+    not seen.
+    """
+
+    # ------------------------------------------------------------------ what a pattern defines
+    def allowed(self, query: Coordinates, key: Coordinates, grid: Grid) -> Tensor:
+        """Whether each query sees each key: bool of the broadcast shape, on the coordinates' device."""
+        raise NotImplementedError
+
+    def grid_pairs(self, grid: Grid) -> int:
+        """Exact number of (query, key) pairs of the grid that see each other."""
+        raise NotImplementedError
+
+    def default_tile(self, grid: Grid) -> Grid:
+        """The query tile that a plan takes unless it is told another."""
+        raise NotImplementedError
+
+    def make_plan(self, grid: Grid, tile: Grid, key_tile: Grid | None) -> Plan:
+        """The plan for one grid; ``tile`` is already cut to it."""
+        raise NotImplementedError
+
+    @property
+    def text_sees_extra(self) -> bool:
+        """Whether text sees the extra keys behind the sequence, as the grid always does."""
+        return True
+
+    # ------------------------------------------------------------------ what follows
+    def mask(self, layout: TokenLayout) -> Tensor:
+        count, text = layout.grid_tokens, layout.text_before
+        number = torch.arange(count)
+        places = coordinates(number, layout.grid)
+        mask = torch.ones(layout.tokens, layout.tokens, dtype=torch.bool)
+        queries = tuple(c[:, None] for c in places)
+        keys = tuple(c[None, :] for c in places)
+        mask[text : text + count, text : text + count] = self.allowed(queries, keys, layout.grid)  # type: ignore[arg-type]
+        return hide_padding(mask, layout)
+
+    def density(self, layout: TokenLayout) -> float:
+        return pairs_with_text(self.grid_pairs(layout.grid), layout) / layout.tokens**2
+
+    def plan(
+        self, layout: TokenLayout, tile: Iterable[int] | None = None, key_tile: Iterable[int] | None = None
+    ) -> Plan:
+        shapes = [
+            None if t is None else canonical_grid(tuple(t), n)
+            for t, n in ((tile, "tile"), (key_tile, "key_tile"))
+        ]
+        return _plan(self, layout.grid, shapes[0], shapes[1])
+
+    def visited(self, layout: TokenLayout) -> float:
+        return self.plan(layout).visited_pairs / layout.grid_tokens**2
+
+
+def hide_padding(mask: Tensor, layout: TokenLayout) -> Tensor:
+    """``mask`` (S, S + more) without the padded text of ``layout``; (B, S, S + more) for B > 1 items."""
+    valid = layout.key_valid()
+    if valid is None:
+        return mask
+    mask = mask.expand(len(valid), *mask.shape).clone()
+    mask[..., : layout.tokens] &= valid[:, None, :]
+    return mask[0] if len(mask) == 1 else mask
+
+
+def pairs_with_text(grid_pairs: float, layout: TokenLayout) -> float:
+    """Pairs of the whole sequence where text sees all and is seen by all (the mean over items)."""
+    count, text = layout.grid_tokens, layout.text_tokens
+    real = float(text)
+    if layout.text_valid is not None:
+        real = float(torch.as_tensor(layout.text_valid).double().mean())
+    # grid rows see their grid keys and the real text; text rows see the grid and the real text
+    return grid_pairs + count * real + text * (count + real)
 
 
 def value_text(value: object) -> str:
@@ -151,7 +192,7 @@ def cut_tile(tile: Grid, grid: Grid) -> Grid:
 
 
 @lru_cache(maxsize=256)
-def _plan(pattern: Pattern, grid: Grid, tile: Grid | None, key_tile: Grid | None) -> Plan:
+def _plan(pattern: GridPattern, grid: Grid, tile: Grid | None, key_tile: Grid | None) -> Plan:
     return pattern.make_plan(grid, cut_tile(tile or pattern.default_tile(grid), grid), key_tile)
 
 

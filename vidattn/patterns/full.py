@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from vidattn.layout import Grid
-from vidattn.patterns.base import Coordinates, Pattern, split_box, tile_bounds
+from vidattn.patterns.base import Coordinates, GridPattern, split_box, tile_bounds
 from vidattn.plan import Plan, Tile
 
 
 @dataclass(frozen=True)
-class Full(Pattern):
+class Full(GridPattern):
     """Dense attention, as a pattern."""
 
     name = "full"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vidattn.layout import Grid
-from vidattn.patterns.base import Coordinates, Pattern, split_box, tile_bounds
+from vidattn.patterns.base import Coordinates, GridPattern, split_box, tile_bounds
 from vidattn.patterns.sizes import Size, is_int, normal_size, per_axis
 from vidattn.plan import KeyBox, Plan, Tile
 
@@ -21,7 +21,7 @@ Box = tuple[Grid, Grid]
 """(start, stop) on the three axes."""
 
 
-class GroupPattern(Pattern):
+class GroupPattern(GridPattern):
     """Base of the patterns on a partition of the grid into boxes; those at the far border are smaller."""
 
     def group_size(self, grid: Grid) -> Grid:

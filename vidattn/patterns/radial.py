@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vidattn.layout import Grid
-from vidattn.patterns.base import Coordinates, Pattern, split_box, tile_bounds
+from vidattn.patterns.bands import band_pairs
+from vidattn.patterns.base import Coordinates, GridPattern, split_box, tile_bounds
 from vidattn.patterns.sizes import is_int
 from vidattn.plan import KeyBox, Plan, Tile
 
@@ -20,7 +21,7 @@ def _power_below(n: int) -> int:
 
 
 @dataclass(frozen=True)
-class Radial(Pattern):
+class Radial(GridPattern):
     """Radial attention (Li et al., arXiv 2506.19852), for video.
 
     Let d be the distance of two frames of s tokens, k and l places in them (raster order), g the largest
@@ -100,13 +101,12 @@ class Radial(Pattern):
 
     def _frame_pairs(self, width: int, tokens: int) -> int:
         """Pairs of one frame pair with the given half-width."""
-        unit = self._unit
-        sizes = [min(unit, tokens - a) for a in range(0, tokens, unit)]
-        total = 0
-        for offset in range(min(width, len(sizes) - 1) + 1):
-            pairs = sum(a * b for a, b in zip(sizes, sizes[offset:], strict=False))
-            total += pairs if offset == 0 else 2 * pairs
-        return total
+        if width < 0:
+            return 0
+        blocks, rest = divmod(tokens, self._unit)
+        # whole blocks among themselves, the smaller last one with those near it, and with itself
+        pairs = self._unit**2 * band_pairs(blocks, width)
+        return pairs + 2 * self._unit * rest * min(width, blocks) + rest * rest
 
     def covers(self, grid: Grid) -> bool:
         # frames at a distance of up to 1 see each other wholly in both variants

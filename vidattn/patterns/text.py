@@ -10,12 +10,17 @@ from typing import Any
 
 from vidattn.patterns.bands import Spatial, Temporal
 from vidattn.patterns.base import Pattern
+from vidattn.patterns.clusters import SemanticClusters
 from vidattn.patterns.disc import Disc
 from vidattn.patterns.full import Full
 from vidattn.patterns.groups import Groups
+from vidattn.patterns.hierarchical import Hierarchical
 from vidattn.patterns.per_head import PerHead
 from vidattn.patterns.radial import Radial
+from vidattn.patterns.segments import Segments
 from vidattn.patterns.sliding_tile import SlidingTile
+from vidattn.patterns.svg import SparseVideoGen
+from vidattn.patterns.topk import TopK
 from vidattn.patterns.window import Neighborhood, SlidingWindow
 
 PATTERNS: dict[str, type[Pattern]] = {
@@ -31,6 +36,11 @@ PATTERNS: dict[str, type[Pattern]] = {
         Spatial,
         Temporal,
         PerHead,
+        Segments,
+        TopK,
+        Hierarchical,
+        SparseVideoGen,
+        SemanticClusters,
     )
 }
 
@@ -107,7 +117,8 @@ def _read_value(value: str) -> Any:
     except ValueError:
         pass
     try:
-        return float(word)
+        reals = tuple(float(p) for p in pieces)
+        return reals if len(reals) > 1 else reals[0]
     except ValueError:
         return value
 
@@ -117,5 +128,6 @@ def _example(name: str) -> str:
         "neighborhood": "neighborhood:window=17x17",
         "sliding": "sliding:base=30x52",
         "disc": "disc:radius=16",
+        "segments": "segments:lengths=4x4x77x77,allowed=1110x1101x1010x0101",
     }
     return examples.get(name, name)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vidattn.layout import Grid
 from vidattn.patterns.axis import AxisRule
-from vidattn.patterns.base import Coordinates, Pattern
+from vidattn.patterns.base import Coordinates, GridPattern
 from vidattn.patterns.sizes import Size, normal_size, per_axis
 from vidattn.plan import KeyBox, Plan, Tile, ranges
 
@@ -44,7 +44,7 @@ def _axis_tiles(rule: AxisRule, group: int, tile: int, key_tile: int | None) -> 
     return made
 
 
-class WindowPattern(Pattern):
+class WindowPattern(GridPattern):
     """Base of the patterns that are one :class:`AxisRule` per axis."""
 
     def rules(self, grid: Grid) -> tuple[AxisRule, AxisRule, AxisRule]:

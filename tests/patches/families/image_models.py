@@ -320,6 +320,35 @@ KOLORS = (
 )
 
 
+def union() -> nn.Module:
+    return diffusers.ControlNetUnionModel(
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        conditioning_embedding_out_channels=(8, 8),
+        addition_time_embed_dim=8,
+        num_control_type=2,
+        num_trans_channel=16,
+        num_trans_head=2,
+        num_proj_channel=16,
+    )
+
+
+def union_inputs(height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "sample": torch.randn(batch, 4, 2 * height, 2 * width),
+        "timestep": 500,
+        "encoder_hidden_states": text(batch, 32),
+        "controlnet_cond": [torch.randn(batch, 3, 4 * height, 4 * width)],
+        "control_type": torch.tensor([[0.0, 1.0]] * batch),
+        "control_type_idx": [1],
+        "conditioning_scale": [1.0],
+    }
+
+
 # ------------------------------------------------------------------ joint attention, text first
 def auraflow() -> nn.Module:
     return diffusers.AuraFlowTransformer2DModel(
@@ -407,7 +436,8 @@ def image_ids(height: int, width: int, axes: int, group: int = 0) -> Tensor:
 
 def ids_width(inputs: dict[str, Any]) -> int:
     ids = inputs["img_ids"].reshape(-1, inputs["img_ids"].shape[-1])
-    return int(ids[ids[:, 0] == ids[0, 0], 2].max()) + 1
+    columns = ids[ids[:, 0] == ids[0, 0], 2]
+    return int(columns.max() - columns.min()) + 1
 
 
 def chroma() -> nn.Module:
@@ -607,9 +637,115 @@ def hidream_layouts(height: int, width: int) -> list[TokenLayout]:
     return [TokenLayout((1, height, width), text_after=fill + 4 + 2 * 3)] * 3
 
 
+def omnigen() -> nn.Module:
+    return diffusers.OmniGenTransformer2DModel(
+        hidden_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=16,
+        num_layers=2,
+        pad_token_id=0,
+        vocab_size=20,
+        pos_embed_max_size=16,
+        time_step_dim=16,
+        rope_scaling={"short_factor": [1.0] * 8, "long_factor": [1.0] * 8},
+    )
+
+
+def omnigen_mask(image: int, real: list[int], reference: slice = slice(0)) -> Tensor:
+    """(B, S, S): text and the time token see what is before them, the image sees all but padding in front,
+    and rows of padding see everything. A reference image within the text sees all of itself.
+    """
+    mask = torch.ones(len(real), TEXT + 1 + image, TEXT + 1 + image).tril()
+    mask[:, TEXT + 1 :] = 1
+    mask[:, reference, reference] = 1
+    for item, count in zip(mask, real, strict=True):
+        item[:, : TEXT - count] = 0
+        item[: TEXT - count] = 1
+    return mask
+
+
+def omnigen_inputs(height: int, width: int, batch: int) -> dict[str, Any]:
+    return {
+        "hidden_states": torch.randn(batch, 4, 2 * height, 2 * width),
+        "timestep": steps(batch, 0.5),
+        "input_ids": torch.randint(1, 20, (batch, TEXT)),
+        "input_img_latents": [],
+        "input_image_sizes": {},
+        "attention_mask": omnigen_mask(height * width, [TEXT, TEXT - 3][:batch], slice(4, 6)),
+        "position_ids": torch.arange(TEXT + 1 + height * width).expand(batch, -1),
+    }
+
+
+def longcat() -> nn.Module:
+    return diffusers.LongCatImageTransformer2DModel(
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=[4, 4, 8],
+    )
+
+
+def longcat_inputs(height: int, width: int, batch: int) -> dict[str, Any]:
+    """Rows and columns count from 512, and the target is picture 1."""
+    rows, columns = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
+    ids = torch.stack([torch.ones_like(rows), rows + 512, columns + 512], -1).reshape(-1, 3)
+    return {
+        "hidden_states": torch.randn(batch, height * width, 4),
+        "encoder_hidden_states": text(batch, 32),
+        "timestep": steps(batch, 0.5),
+        "img_ids": ids,
+        "txt_ids": torch.arange(float(TEXT))[:, None] * torch.tensor([0.0, 1.0, 1.0]),
+    }
+
+
+def ovis() -> nn.Module:
+    return diffusers.OvisImageTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 4, 8),
+    )
+
+
+def z_image_control(refining: str | None) -> nn.Module:
+    model = diffusers.ZImageControlNetModel(
+        control_layers_places=[0, 1],
+        control_refiner_layers_places=[0],
+        control_in_dim=4,
+        add_control_noise_refiner=refining,
+        dim=32,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+    )
+    return diffusers.ZImageControlNetModel.from_transformer(model, z_image())
+
+
+def z_image_control_inputs(height: int, width: int, batch: int) -> dict[str, Any]:
+    arguments = z_image_inputs(height, width, batch)
+    context = [torch.randn(4, 1, 2 * height, 2 * width) for _ in range(batch)]
+    return {**arguments, "control_context": context}
+
+
+def z_image_control_layouts(height: int, width: int) -> list[TokenLayout]:
+    alone, joint, _ = z_image_layouts(height, width)
+    return [alone, alone, joint, joint]
+
+
 PIXART = names("transformer_blocks", 2, "attn1")
 HUNYUAN_DIT = names("blocks", 4, "attn1")
 LATENT = poke_latent(2)
+OMNIGEN = names("layers", 2, "self_attn")
+LONGCAT = ("transformer_blocks.0.attn", *names("single_transformer_blocks", 2, "attn"))
 
 CASES: dict[str, Case] = {
     "sd3": Case(sd3, sd3_inputs, SD3, of_all(SD3, text_after=TEXT), LATENT),
@@ -658,6 +794,7 @@ CASES: dict[str, Case] = {
         flux2, flux2_inputs, FLUX, of_all(FLUX, text_before=TEXT, text_after=4), poke_tokens(ids_width)
     ),
     "kolors": Case(kolors, kolors_inputs, KOLORS, of_all(KOLORS), None),
+    "union_control": Case(union, union_inputs, KOLORS[:2], of_all(KOLORS[:2]), None),
     "cogview4": Case(cogview4, cogview_inputs, COGVIEW, of_all(COGVIEW, text_before=TEXT), LATENT),
     "cogview3": Case(cogview3, cogview_inputs, COGVIEW, of_all(COGVIEW, text_before=TEXT), LATENT),
     "lumina2": Case(
@@ -688,6 +825,22 @@ CASES: dict[str, Case] = {
         z_image_layouts,
         poke_latent(2, "x"),
     ),
+    "z_image_control": Case(
+        lambda: z_image_control("control_noise_refiner"),
+        z_image_control_inputs,
+        (
+            "control_noise_refiner.0.attention",
+            "noise_refiner.0.attention",
+            *names("control_layers", 2, "attention"),
+        ),
+        z_image_control_layouts,
+        None,
+    ),
+    "omnigen": Case(omnigen, omnigen_inputs, OMNIGEN, of_all(OMNIGEN, text_before=TEXT + 1), LATENT),
+    "longcat": Case(
+        longcat, longcat_inputs, LONGCAT, of_all(LONGCAT, text_before=TEXT), poke_tokens(ids_width)
+    ),
+    "ovis": Case(ovis, longcat_inputs, LONGCAT, of_all(LONGCAT, text_before=TEXT), poke_tokens(ids_width)),
     "hidream": Case(hidream, hidream_inputs, HIDREAM, hidream_layouts, LATENT, (*SQUARES[:1], *SIZES)),
 }
 
@@ -710,5 +863,10 @@ def inputs(name: str, height: int, width: int, batch: int = 2) -> dict[str, Any]
 
 def output(model: nn.Module, arguments: dict[str, Any]) -> Tensor:
     """What a forward returns, as one tensor."""
+    if isinstance(model, diffusers.ZImageControlNetModel):  # a dictionary by layer
+        return torch.stack(tuple(model(**arguments).values()))
     found = model(**arguments, return_dict=False)[0]
-    return torch.stack(tuple(found)) if isinstance(found, list | tuple) else found
+    if not isinstance(found, list | tuple):
+        return found
+    alike = len({part.shape for part in found}) == 1  # those of a UNet's levels are not
+    return torch.stack(tuple(found)) if alike else torch.cat([part.flatten() for part in found])

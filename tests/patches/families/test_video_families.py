@@ -110,17 +110,6 @@ def test_patched_equals_brute_force_with_the_mask(case: Case, pattern: Pattern, 
             )
 
 
-@cases(*(name for name, case in CASES.items() if case.fused))
-def test_fused_projections_follow_the_pattern_too(case: Case, sparse_calls):
-    model, grid = case.build(), case.sizes[0]
-    vidattn.patch(model, SMALL, min_tokens=0)
-    expected = case.run(model, grid)
-    sparse_calls.clear()
-    model.fuse_qkv_projections()
-    close(case.run(model, grid), expected)
-    assert len(sparse_calls) == case.calls(2)
-
-
 ADAPTED = [
     name for name, case in CASES.items() if issubclass(getattr(diffusers, case.model), PeftAdapterMixin)
 ]

@@ -5,12 +5,15 @@ The layouts, and the names of the layers that attend over the grid, are written 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidattn import TokenLayout
@@ -35,7 +38,6 @@ class Case:
         layouts: (grid, batch) to the layouts that its sparse layers see.
         layers: names of the sparse layers.
         alone: items of a batch attend in calls of their own.
-        fused: whether it can fuse its projections.
         sizes: grids that it can run at.
     """
 
@@ -45,12 +47,13 @@ class Case:
     layouts: Callable[[Grid, int], list[TokenLayout]]
     layers: tuple[str, ...]
     alone: bool = False
-    fused: bool = False
     sizes: tuple[Grid, ...] = SIZES
 
     def build(self) -> nn.Module:
         """The model, always with the same weights."""
         torch.manual_seed(0)
+        if self.model == "CosmosControlNetModel":
+            provide_resize()
         model = getattr(diffusers, self.model)(**self.config).eval()
         for parameter in model.parameters():  # what starts at zero would hide the attention
             if not parameter.any():
@@ -72,6 +75,15 @@ class Case:
         """The arguments of a forward, always the same."""
         torch.manual_seed(2)
         return self.inputs(grid, batch)
+
+
+def provide_resize() -> None:
+    """The one function of torchvision that Cosmos' ControlNet calls, where torchvision is missing."""
+    module = importlib.import_module("diffusers.models.controlnets.controlnet_cosmos")
+    if not hasattr(module, "transforms"):
+        functional = SimpleNamespace(resize=lambda mask, size, interpolation: F.interpolate(mask, size))
+        modes = SimpleNamespace(NEAREST="nearest")
+        module.transforms = SimpleNamespace(functional=functional, InterpolationMode=modes)
 
 
 def heads(size: int = 8) -> dict[str, int]:
@@ -190,6 +202,23 @@ def animate(grid: Grid, batch: int) -> dict[str, Any]:
         "encoder_hidden_states_image": words(batch),
         "pose_hidden_states": latent((frames - 1, height, width), batch),
         "face_pixel_values": torch.randn(batch, 3, 4 * (frames - 2) + 1, 16, 16),
+    }
+
+
+def vace(grid: Grid, batch: int) -> dict[str, Any]:
+    return simple(grid, batch, control_hidden_states=latent(grid, batch))
+
+
+def transfer(grid: Grid, batch: int) -> dict[str, Any]:
+    """Cosmos' ControlNet makes the padding mask as large as the latent."""
+    made = latent(grid, batch)
+    return {
+        "controls_latents": torch.randn_like(made),
+        "latents": made,
+        "timestep": times(batch),
+        "encoder_hidden_states": words(batch),
+        "condition_mask": torch.ones_like(made[:, :1]),
+        "padding_mask": torch.zeros(1, 1, 16, 16),
     }
 
 
@@ -371,7 +400,6 @@ COSMOS = {
     "adaln_lora_dim": 4,
     "max_size": (8, 32, 32),
     "patch_size": (1, 2, 2),
-    "concat_padding_mask": False,
 }
 MOTION = {
     "block_out_channels": (16, 32),
@@ -466,7 +494,7 @@ BLOCKS = named("transformer_blocks")
 
 CASES: dict[str, Case] = {
     "cogvideox": Case(
-        "CogVideoXTransformer3DModel", COGVIDEOX, cogvideox, text_first, BLOCKS, fused=True, sizes=(SIZES[0],)
+        "CogVideoXTransformer3DModel", COGVIDEOX, cogvideox, text_first, BLOCKS, sizes=(SIZES[0],)
     ),
     "cogvideox-1.5": Case(
         "CogVideoXTransformer3DModel",
@@ -474,7 +502,6 @@ CASES: dict[str, Case] = {
         lambda grid, batch: cogvideox(grid, batch, frames=2),
         text_first,
         BLOCKS,
-        fused=True,
     ),
     "consisid": Case(
         "ConsisIDTransformer3DModel",
@@ -483,15 +510,45 @@ CASES: dict[str, Case] = {
         text_first,
         BLOCKS,
     ),
-    "ltx": Case("LTXVideoTransformer3DModel", LTX, packed, plain, BLOCKS, fused=True),
+    "ltx": Case("LTXVideoTransformer3DModel", LTX, packed, plain, BLOCKS),
     "ltx-2": Case("LTX2VideoTransformer3DModel", LTX2, ltx2, plain, BLOCKS),
     "allegro": Case("AllegroTransformer3DModel", ALLEGRO, simple, plain, BLOCKS),
     "latte": Case("LatteTransformer3DModel", LATTE, simple, per_frame, BLOCKS, sizes=((3, 4, 6), (3, 6, 4))),
     "easyanimate": Case("EasyAnimateTransformer3DModel", EASYANIMATE, two_texts, text_first, BLOCKS),
-    "skyreels": Case("SkyReelsV2Transformer3DModel", WAN, simple, plain, named("blocks"), fused=True),
-    "chronoedit": Case("ChronoEditTransformer3DModel", WAN, simple, plain, named("blocks"), fused=True),
-    "wan-animate": Case("WanAnimateTransformer3DModel", ANIMATE, animate, plain, named("blocks"), fused=True),
-    "cosmos": Case("CosmosTransformer3DModel", COSMOS, simple, plain, BLOCKS),
+    "skyreels": Case("SkyReelsV2Transformer3DModel", WAN, simple, plain, named("blocks")),
+    "chronoedit": Case("ChronoEditTransformer3DModel", WAN, simple, plain, named("blocks")),
+    "wan-animate": Case("WanAnimateTransformer3DModel", ANIMATE, animate, plain, named("blocks")),
+    "wan": Case("WanTransformer3DModel", WAN, simple, plain, named("blocks")),
+    "wan-i2v": Case(
+        "WanTransformer3DModel",
+        {**WAN, "added_kv_proj_dim": 24, "image_dim": 16},
+        lambda grid, batch: simple(grid, batch, encoder_hidden_states_image=words(batch, tokens=257)),
+        plain,
+        named("blocks"),
+    ),
+    "wan-vace": Case(
+        "WanVACETransformer3DModel",
+        {**WAN, "vace_layers": [0], "vace_in_channels": 4},
+        vace,
+        plain,
+        ("vace_blocks.0.attn1", *named("blocks")),
+    ),
+    "cosmos-transfer": Case(
+        "CosmosControlNetModel",
+        {
+            **{name: COSMOS[name] for name in COSMOS if name not in ("out_channels", "num_layers")},
+            "in_channels": 6,
+            "latent_channels": 6,
+            "model_channels": 24,
+            "n_controlnet_blocks": 2,
+        },
+        transfer,
+        plain,
+        named("control_blocks"),
+    ),
+    "cosmos": Case(
+        "CosmosTransformer3DModel", {**COSMOS, "concat_padding_mask": False}, simple, plain, BLOCKS
+    ),
     "mochi": Case("MochiTransformer3DModel", MOCHI, masked, each_text, BLOCKS, alone=True),
     "animatediff": Case(
         "UNetMotionModel", MOTION, motion, two_levels, UNET_LAYERS, sizes=(*SIZES, (3, 5, 7))
@@ -507,16 +564,13 @@ CASES: dict[str, Case] = {
     "svd": Case(
         "UNetSpatioTemporalConditionModel", SVD, svd, two_levels, UNET_LAYERS, sizes=(*SIZES, (3, 5, 7))
     ),
-    "hunyuan-video": Case(
-        "HunyuanVideoTransformer3DModel", HUNYUAN, hunyuan, text_last, HUNYUAN_LAYERS, fused=True
-    ),
+    "hunyuan-video": Case("HunyuanVideoTransformer3DModel", HUNYUAN, hunyuan, text_last, HUNYUAN_LAYERS),
     "hunyuan-video-i2v": Case(
         "HunyuanVideoTransformer3DModel",
         {**HUNYUAN, "image_condition_type": "token_replace"},
         hunyuan,
         text_last,
         HUNYUAN_LAYERS,
-        fused=True,
     ),
     "framepack": Case(
         "HunyuanVideoFramepackTransformer3DModel",

@@ -38,6 +38,11 @@ Arguments = Mapping[str, Any]
 """Arguments of a model's forward by name."""
 
 
+UNCONDITIONAL_FIRST = ("unconditional", "conditional")
+CONDITIONAL_FIRST = ("conditional", "unconditional")
+"""Orders of guidance branches in a batch."""
+
+
 class GridUnreadable(Exception):
     """The grid cannot be told from the arguments of this forward; the text says why."""
 
@@ -61,12 +66,15 @@ class Reading:
         mask_reason: why calls with an attention mask run dense; "" when masks say no more than ``text_valid``
             of the layouts does.
         trimmed: calls may have less text behind the grid than the layouts say: its padding was dropped.
+        own_text: queries of the text in front of the grid keep the model's own attention and mask, and
+            ``text_valid`` counts from the end of that text.
     """
 
     layouts: Mapping[Hashable, TokenLayout | str]
     note: str = ""
     mask_reason: str = "an attention mask is given"
     trimmed: bool = False
+    own_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,8 @@ class Family:
         timestep: the name of the forward's timestep argument.
         timestep_scale: the scheduler's timestep is the forward's times this ...
         timestep_offset: ... plus this.
+        guidance: the branches of classifier-free guidance in a batch, in the order in which pipelines stack
+            them; () where pipelines call the model once for each, the conditional branch first.
     """
 
     name: str
@@ -94,6 +104,7 @@ class Family:
     timestep: str = "timestep"
     timestep_scale: float = 1.0
     timestep_offset: float = 0.0
+    guidance: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=1)

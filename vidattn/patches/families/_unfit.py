@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 _LINEAR = "its self-attention is linear already, without a softmax that a pattern could restrict"
-_CAUSAL = "its text tokens do not see the picture (a causal mask), which no token layout says"
+_BLOCKS = "its text and pictures attend in several calls, each block to those before it"
+_CACHED = "its frames attend to cached tokens of a reference under a block mask"
 
 UNFIT = {
-    "OmniGenTransformer2DModel": _CAUSAL,
+    "QwenImage21Transformer2DModel": _BLOCKS,
+    "WanAnimate2Transformer3DModel": _CACHED,
     "SanaTransformer2DModel": _LINEAR,
     "SanaControlNetModel": _LINEAR,
     "SanaVideoTransformer3DModel": _LINEAR,

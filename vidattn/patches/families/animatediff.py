@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from vidattn.layout import TokenLayout
-from vidattn.patches.families import Arguments, Family, Reading
+from vidattn.patches.families import UNCONDITIONAL_FIRST, Arguments, Family, Reading
 from vidattn.patches.families._video import latent
 from vidattn.patches.families.unet import FAMILY as UNET
 from vidattn.patches.families.unet import _halvings, _size
@@ -30,4 +30,5 @@ FAMILY = Family(
     UNET.layers,
     read_levels,
     UNET.native,
+    guidance=UNCONDITIONAL_FIRST,
 )

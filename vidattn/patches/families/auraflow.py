@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import nn
 
 from vidattn.layout import TokenLayout
-from vidattn.patches.families import Arguments, Family, Reading
+from vidattn.patches.families import UNCONDITIONAL_FIRST, Arguments, Family, Reading
 from vidattn.patches.families._image import latent_grid, native_of, stack_layers, text_length
 
 
@@ -26,4 +26,5 @@ FAMILY = Family(
     _read,
     native_of(64, 64),  # 1024 px; config.sample_size is not that
     timestep_scale=1000.0,
+    guidance=UNCONDITIONAL_FIRST,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import nn
 
 from vidattn.layout import TokenLayout
-from vidattn.patches.families import Arguments, Family, Reading
+from vidattn.patches.families import UNCONDITIONAL_FIRST, Arguments, Family, Reading
 from vidattn.patches.families._video import (
     config_patch,
     latent,
@@ -32,4 +32,5 @@ FAMILY = Family(
     stacks("transformer_blocks"),
     _read,
     sample_size,
+    guidance=UNCONDITIONAL_FIRST,
 )

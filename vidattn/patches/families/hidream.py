@@ -11,7 +11,7 @@ from typing import Any, cast
 from torch import nn
 
 from vidattn.layout import TokenLayout
-from vidattn.patches.families import Arguments, Family, GridUnreadable, Reading
+from vidattn.patches.families import UNCONDITIONAL_FIRST, Arguments, Family, GridUnreadable, Reading
 from vidattn.patches.families._image import latent_grid, native_of, stack_layers, tensor
 
 
@@ -35,4 +35,5 @@ FAMILY = Family(
     _read,
     native_of(64, 64),  # 1024 px
     timestep="timesteps",
+    guidance=UNCONDITIONAL_FIRST,
 )

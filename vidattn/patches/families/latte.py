@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from vidattn.layout import TokenLayout
-from vidattn.patches.families import Arguments, Family, Reading
+from vidattn.patches.families import UNCONDITIONAL_FIRST, Arguments, Family, Reading
 from vidattn.patches.families._video import config_patch, latent, patched_grid, stacks
 
 
@@ -26,4 +26,12 @@ def _native(model: Any, group: Hashable) -> tuple[int, int]:
 
 
 # "image": presets for videos have nothing to do within a frame
-FAMILY = Family("latte", ("LatteTransformer3DModel",), "image", stacks("transformer_blocks"), _read, _native)
+FAMILY = Family(
+    "latte",
+    ("LatteTransformer3DModel",),
+    "image",
+    stacks("transformer_blocks"),
+    _read,
+    _native,
+    guidance=UNCONDITIONAL_FIRST,
+)

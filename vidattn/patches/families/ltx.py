@@ -13,7 +13,7 @@ from math import prod
 from torch import Tensor, nn
 
 from vidattn.layout import Grid, TokenLayout
-from vidattn.patches.families import Arguments, Family, GridUnreadable, Reading
+from vidattn.patches.families import UNCONDITIONAL_FIRST, Arguments, Family, GridUnreadable, Reading
 from vidattn.patches.families._video import stacks
 from vidattn.patches.values import once_per_tensor
 
@@ -86,4 +86,5 @@ FAMILY = Family(
     stacks("transformer_blocks"),
     _read,
     _native,
+    guidance=UNCONDITIONAL_FIRST,
 )

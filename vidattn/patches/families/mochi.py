@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from torch import nn
 
 from vidattn.layout import TokenLayout
-from vidattn.patches.families import Arguments, Family, Reading
+from vidattn.patches.families import UNCONDITIONAL_FIRST, Arguments, Family, Reading
 from vidattn.patches.families._video import config_patch, latent, patched_grid, stacks, text_tokens
 
 
@@ -28,4 +28,5 @@ FAMILY = Family(
     _read,
     _native,
     timestep_scale=-1.0,  # counts up from 0; runs begin at the least
+    guidance=UNCONDITIONAL_FIRST,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vidattn.patches.families import Family
+from vidattn.patches.families import UNCONDITIONAL_FIRST, Family
 from vidattn.patches.families._image import native_sample, read_image_only, stack_layers
 
 FAMILY = Family(
@@ -12,4 +12,5 @@ FAMILY = Family(
     stack_layers("transformer_blocks", attention="attn1"),
     read_image_only,
     native_sample,
+    guidance=UNCONDITIONAL_FIRST,
 )

@@ -11,7 +11,7 @@ from typing import Any, cast
 from torch import nn
 
 from vidattn.layout import TokenLayout
-from vidattn.patches.families import Arguments, Family, Layer, Reading
+from vidattn.patches.families import UNCONDITIONAL_FIRST, Arguments, Family, Layer, Reading
 from vidattn.patches.families._image import latent_grid, native_sample, text_length
 
 
@@ -31,5 +31,11 @@ def _read(model: nn.Module, arguments: Arguments) -> Reading:
 
 
 FAMILY = Family(
-    "sd3", ("SD3Transformer2DModel", "SD3ControlNetModel"), "image", _layers, _read, native_sample
+    "sd3",
+    ("SD3Transformer2DModel", "SD3ControlNetModel"),
+    "image",
+    _layers,
+    _read,
+    native_sample,
+    guidance=UNCONDITIONAL_FIRST,
 )

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterator
 
 from torch import nn
 
-from vidattn.patches.families import Family, Layer
+from vidattn.patches.families import UNCONDITIONAL_FIRST, Family, Layer
 from vidattn.patches.families.animatediff import read_levels
 from vidattn.patches.families.unet import _blocks, _size
 
@@ -26,4 +26,12 @@ def _native(model: nn.Module, group: Hashable) -> tuple[int, int]:
 
 
 # "image": presets for videos have nothing to do within a frame
-FAMILY = Family("svd", ("UNetSpatioTemporalConditionModel",), "image", _layers, read_levels, _native)
+FAMILY = Family(
+    "svd",
+    ("UNetSpatioTemporalConditionModel",),
+    "image",
+    _layers,
+    read_levels,
+    _native,
+    guidance=UNCONDITIONAL_FIRST,
+)

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5, 2.1 and XL UNets and their ControlNets: ``attn1``, with one group per level.
+"""UNets of Stable Diffusion 1.5, 2.1 and XL and of Kolors, and ControlNets: ``attn1``, one group per level.
 
 The grids of all levels follow from the latent's size, because a level halves it (rounding up). So one hook on
 the UNet tells them all before the forward, and nothing has to be found out inside a compiled graph.
@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vidattn.layout import TokenLayout
-from vidattn.patches.families import Arguments, Family, GridUnreadable, Layer, Reading
+from vidattn.patches.families import UNCONDITIONAL_FIRST, Arguments, Family, GridUnreadable, Layer, Reading
 
 
 def _halvings(model: Any) -> list[int]:
@@ -65,4 +65,12 @@ def _native(model: nn.Module, group: Hashable) -> tuple[int, int]:
     return _size(height, width, group)  # type: ignore[arg-type]
 
 
-FAMILY = Family("unet", ("UNet2DConditionModel", "ControlNetModel"), "image", _layers, _read, _native)
+FAMILY = Family(
+    "unet",
+    ("UNet2DConditionModel", "ControlNetModel", "ControlNetUnionModel"),
+    "image",
+    _layers,
+    _read,
+    _native,
+    guidance=UNCONDITIONAL_FIRST,
+)

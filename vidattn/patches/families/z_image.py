@@ -1,6 +1,6 @@
 """Z-Image: joint attention, the image first, filled up with learned tokens to a multiple of 32, then the
-caption, filled up likewise, then padding where captions of a batch differ. The noise refiner sees the image
-alone.
+caption, filled up likewise, then padding where captions of a batch differ. Refiners see the image alone. A
+ControlNet has its transformer's noise refiner, and control layers that may be its own refiner as well.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from vidattn.layout import TokenLayout
-from vidattn.patches.families import Arguments, Family, GridUnreadable, Layer, Reading
+from vidattn.patches.families import CONDITIONAL_FIRST, Arguments, Family, GridUnreadable, Layer, Reading
 from vidattn.patches.families._image import native_of
 
 _MULTIPLE = 32
 
 
 def _layers(model: nn.Module) -> Iterator[Layer]:
-    for stack, group in (("noise_refiner", "image"), ("layers", "joint")):
-        for i, block in enumerate(cast(Any, getattr(model, stack))):
+    groups = {"control_noise_refiner": "image", "noise_refiner": "image"}
+    for stack, group in (groups | {"layers": "joint", "control_layers": "joint"}).items():
+        for i, block in enumerate(cast(Any, getattr(model, stack, None) or ())):
             yield Layer(f"{stack}.{i}.attention", block.attention, group)
 
 
@@ -44,13 +45,18 @@ def _read(model: nn.Module, arguments: Arguments) -> Reading:
     valid = None
     if len(set(lengths)) > 1:
         valid = torch.tensor([fill + n for n in lengths], device=images[0].device)
-    joint = TokenLayout(alone.grid, 0, fill + max(lengths), valid)
-    return Reading({"image": TokenLayout(alone.grid, 0, fill), "joint": joint}, mask_reason="")
+    joint: TokenLayout | str = TokenLayout(alone.grid, 0, fill + max(lengths), valid)
+    # the same layers, first over the image and its fill, then over all
+    refining = getattr(model, "add_control_noise_refiner", None) == "control_layers"
+    if refining and valid is not None:
+        joint = "captions of different lengths in one batch, and layers that see the image alone as well"
+    image = TokenLayout(alone.grid, 0, fill)
+    return Reading({"image": image, "joint": joint}, mask_reason="", trimmed=refining)
 
 
 FAMILY = Family(
     "z_image",
-    ("ZImageTransformer2DModel",),
+    ("ZImageTransformer2DModel", "ZImageControlNetModel"),
     "image",
     _layers,
     _read,
@@ -58,4 +64,5 @@ FAMILY = Family(
     timestep="t",
     timestep_scale=-1000.0,  # 1 - t / 1000
     timestep_offset=1000.0,
+    guidance=CONDITIONAL_FIRST,
 )

@@ -1,0 +1,1 @@
+"""Parts that mixers and models share; all take and give channels-last maps (B, *grid, C)."""

@@ -1,0 +1,26 @@
+"""Mixers: modules through which the tokens of a map (B, *grid, C) see each other, one file each."""
+
+from vidattn.backbones.mixers.base import Mixer
+from vidattn.backbones.mixers.bi_level import AttentionLePE, BiLevelRoutingAttention
+from vidattn.backbones.mixers.gated import GatedSoftmaxAttention
+from vidattn.backbones.mixers.hilo import HiLoAttention
+from vidattn.backbones.mixers.inline import InLineAttention
+from vidattn.backbones.mixers.mala import MALA
+from vidattn.backbones.mixers.neighborhood import NeighborhoodAttention
+from vidattn.backbones.mixers.rala import RALA
+from vidattn.backbones.mixers.simplified_linear import SimplifiedLinearAttention
+from vidattn.backbones.mixers.window import WindowAttention
+
+__all__ = [
+    "MALA",
+    "RALA",
+    "AttentionLePE",
+    "BiLevelRoutingAttention",
+    "GatedSoftmaxAttention",
+    "HiLoAttention",
+    "InLineAttention",
+    "Mixer",
+    "NeighborhoodAttention",
+    "SimplifiedLinearAttention",
+    "WindowAttention",
+]

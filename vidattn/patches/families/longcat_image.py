@@ -1,0 +1,16 @@
+"""LongCat-Image and its editing: as FLUX.1; positions do not count from 0."""
+
+from __future__ import annotations
+
+from vidattn.patches.families import Family
+from vidattn.patches.families.flux import joint_layers, native, read_ids
+
+FAMILY = Family(
+    "longcat_image",
+    ("LongCatImageTransformer2DModel",),
+    "image",
+    joint_layers,
+    read_ids,
+    native,
+    timestep_scale=1000.0,
+)

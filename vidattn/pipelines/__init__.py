@@ -1,0 +1,19 @@
+"""Pictures and clips beyond the size that a model was trained at, made by driving diffusers' pipelines."""
+
+from vidattn.pipelines.dual_path import dual_path_video
+from vidattn.pipelines.memory import MemoryEstimate, estimate_memory
+from vidattn.pipelines.stages import Stage
+from vidattn.pipelines.upscale import Upscaled, upscale_generate
+from vidattn.pipelines.vae import Seams, tiled_decode, tiled_encode
+
+__all__ = [
+    "MemoryEstimate",
+    "Seams",
+    "Stage",
+    "Upscaled",
+    "dual_path_video",
+    "estimate_memory",
+    "tiled_decode",
+    "tiled_encode",
+    "upscale_generate",
+]
