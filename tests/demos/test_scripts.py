@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from demos.scripts import one_patch_three_sizes
+from demos.scripts import finetune_digits, one_patch_three_sizes
 
 
 def test_one_patch_three_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -24,3 +25,19 @@ def test_one_patch_three_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert f"  {grid}  16    neighborhood:window=9x9" in printed
     with Image.open(out) as sheet:
         assert sheet.size == (2 * 512 + 2 * 528, 512)
+
+
+def test_finetune_digits(tmp_path: Path):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a model so small is slower on more
+    try:
+        result = finetune_digits.main(["--model", "litv2_s", "--epochs", "1", "--out", str(tmp_path)])
+    finally:
+        torch.set_num_threads(threads)
+    assert result == json.loads((tmp_path / "accuracy.json").read_text())
+    assert result["digits 0 to 4"][-1] > 0.4 > result["digits 0 to 4"][0]  # five classes: 0.2 by chance
+    assert len(result["fine-tuned"]) == len(result["from random weights"]) == 2
+    with Image.open(tmp_path / "accuracy.png") as picture:
+        assert picture.width > 300
