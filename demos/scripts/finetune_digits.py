@@ -4,7 +4,8 @@
 
 The model first learns the digits 0 to 4. Its weights go to a .safetensors file; from there a model with a
 new head is fine-tuned on the digits 5 to 9, beside one that starts from random weights. Takes under two
-minutes on two CPU cores (neighborhood attention, whose CPU path is slow, takes longer), without downloads. Writes accuracy.png and accuracy.json.
+minutes on two CPU cores (not with nat_mini, whose attention is slow on CPUs), without downloads. Writes
+accuracy.png and accuracy.json.
 """
 
 from __future__ import annotations

@@ -76,9 +76,7 @@ def forward(
         return out, lse
     query, key, value = (_even(t) for t in (query, key, value))
     call, tiling = _call(problem), _tiling("forward", query, value)
-    launch.box_forward(
-        call, visits_of(problem, tiling, False, query.device), tiling, query, key, value, out, lse
-    )
+    launch.box_forward(call, visits_of(problem, tiling, False, query.device), tiling, query, key, value, out, lse)
     if call.text:
         launch.rows_forward(call, tiling, query, key, value, out, lse)
     return out, lse

@@ -9,21 +9,8 @@ import triton
 import triton.language as tl
 
 from vidattn.kernels.boxes import (
-    box_count,
-    box_number,
-    cell_mask,
-    grid_tokens,
-    head_place,
-    list_of,
-    listed_box,
-    load_box,
-    load_rows,
-    program_tile,
-    reaches_beyond,
-    spread,
-    store_rows,
-    union_window,
-    window_mask,
+    box_count, box_number, cell_mask, grid_tokens, head_place, list_of, listed_box, load_box, load_rows,
+    program_tile, reaches_beyond, spread, store_rows, union_window, window_mask,
 )  # fmt: skip
 
 SIZES = """
@@ -113,7 +100,9 @@ def box_forward(
     local, inner = spread(TILE), spread(BOX)
     rows = (start[0] + local[0], start[1] + local[1], start[2] + local[2])
     if LISTS:
-        entry, boxes = list_of(index, count, b, h, tl.program_id(0), cells, cell, slots, list_b, list_h, TILE)
+        entry, boxes = list_of(
+            index, count, b, h, tl.program_id(0), cells, cell, slots, list_b, list_h, TILE
+        )
         boxes *= tl.cdiv(other_t, BOX[0]) * tl.cdiv(other_y, BOX[1]) * tl.cdiv(other_x, BOX[2])
     else:
         low, high, common_low, common_high = union_window(table, entries, start, stop, group, step, extent)

@@ -14,6 +14,7 @@ from vidattn.kernels.sources import Source, describable, described_grid, describ
 from vidattn.kernels.tiling import Tiling
 from vidattn.kernels.visits import Place, Visits
 
+
 LOG2E = 1.4426950408889634
 
 

@@ -7,16 +7,7 @@ from torch import Tensor
 
 from vidattn.kernels import backward, rows
 from vidattn.kernels.launch import (
-    LOG2E,
-    Call,
-    _Arguments,
-    _box_flags,
-    _flags,
-    _places,
-    _sizes,
-    _volume,
-    parts_of,
-    scale_arguments,
+    LOG2E, Call, _Arguments, _box_flags, _flags, _places, _sizes, _volume, parts_of, scale_arguments,
     size_options,
 )  # fmt: skip
 from vidattn.kernels.sources import padded
