@@ -1,6 +1,6 @@
 """Fine-tune a small vision backbone on scikit-learn's handwritten digits, and plot the accuracy.
 
-    python demos/scripts/finetune_digits.py --model litv2_s --out digits
+    python -m demos.scripts.finetune_digits --model litv2_s --out digits
 
 The model first learns the digits 0 to 4. Its weights go to a .safetensors file; from there a model with a
 new head is fine-tuned on the digits 5 to 9, beside one that starts from random weights. Takes under two

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vidattn.backbones.backbone import parameters_of
+from vidattn.backbones.options import parameters_of
 from vidattn.backbones.registry import create_model, families
 
 

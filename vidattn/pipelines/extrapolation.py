@@ -111,8 +111,8 @@ def proportional_scale(pipe: Any, trained: int | None) -> Iterator[None]:
 def scaled_queries(pipe: Any, factor: Callable[[], float | None]) -> Iterator[None]:
     """The softmax scale of every self-attention layer times a factor, for the length of a ``with`` block.
 
-    It goes onto the queries, behind their norm (or their projection where there is none): logits are linear in
-    them, so it holds for dense and sparse layers alike.
+    It goes onto the queries, behind their norm (or their projection where there is none): logits are linear
+    in them, so it holds for dense and sparse layers alike.
     """
 
     def scale(module: nn.Module, args: tuple, output: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ DENSE_FAILS = {
         "hunyuan-video-1.5",
         "hunyuan-video-1.5-i2v",
     ),
-    "checkpointing": ("lumina2",),
+    "checkpointing": ("hunyuan_image",),
 }
 """Models on which a feature of torch or diffusers fails, patched or not."""
 

@@ -78,7 +78,7 @@ def test_where_fusing_does_nothing_or_fails_it_is_not_the_patch(name):
 
 # in test_compile, and with more sizes in the tests of image and video families
 COMPILED_ELSEWHERE = {"flux", "wan", "unet", "sd3", "pixart", "qwen_image", "flux2"}
-COMPILED_ELSEWHERE |= {"cogvideox", "ltx", "hunyuan_video", "mochi", "framepack"}
+COMPILED_ELSEWHERE |= {"auraflow", "hunyuan_image", "cogvideox", "ltx", "hunyuan_video", "mochi", "framepack"}
 # a UNet for videos takes six seconds
 SMALLER = {"animatediff": "sparse-control", "cosmos": "cosmos"}
 GRAPHS = [SMALLER.get(f, name) for f, name in representatives().items() if f not in COMPILED_ELSEWHERE]
