@@ -26,6 +26,7 @@ from vidattn.patches.settings import Settings
 from vidattn.patches.sizes import shape_of
 from vidattn.patches.slots import LAYER, SLOT, Decision, Slot, SlotSpec
 from vidattn.patches.steps import ALL, MIDDLE, StepClock
+from vidattn.patches.substitute_kinds import as_run
 from vidattn.patches.substitutes import Mixers, Substitute
 from vidattn.patches.weights import SwappedWeights
 from vidattn.patterns import Full
@@ -227,6 +228,7 @@ class ModelPatch:
             module = next(p.layer.module for p in self.planned if self.slots[p.slot] is slot)
             if auto and (reason := why_dense(pattern, layout, device, shape_of(module), backend)):
                 return dense(reason, fallback=True)
+        pattern = as_run(rule.preset, pattern)
         return Decision(
             layout,
             pattern,
