@@ -77,10 +77,16 @@ BACKENDS: dict[str, Backend] = {
         ),
     )
 }
-PREFERRED = {"cuda": ("triton", "torch")}
-"""What "auto" tries for a sparse call, by type of device and in this order; the last one runs everything.
-"torch" alone on other devices.
-"""
+
+
+def preferred(device: torch.device) -> tuple[str, ...]:
+    """What "auto" tries for a sparse call, in this order; the last one runs everything.
+
+    The kernels are taken unasked only on NVIDIA's GPUs: nowhere else have they been tried.
+    """
+    if device.type == "cuda" and torch.version.hip is None:
+        return "triton", "torch"
+    return ("torch",)
 
 
 def check_backend(name: str) -> str:
@@ -107,7 +113,7 @@ def pick(name: str, problem: Problem, query: Tensor, key: Tensor, value: Tensor)
             raise NotImplementedError(f"backend={name!r} cannot run this call: {'; '.join(reasons)}")
         return BACKENDS[name], "asked for"
     passed_over: list[str] = []
-    *candidates, last = PREFERRED.get(query.device.type, ("torch",))
+    *candidates, last = preferred(query.device)
     for candidate in candidates:
         reasons = BACKENDS[candidate].reasons(problem, query, key, value)
         if not reasons:
