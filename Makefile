@@ -33,7 +33,7 @@ image: $(VENV)/.installed  ## a picture from PROMPT, sparse and dense: make imag
 	    $(call option,DENSE_STEPS,--dense-steps) --min-tokens 0
 
 test: $(VENV)/.installed-dev  ## the whole suite: make test ARGS="-k patterns"
-	@$(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
+	@$(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff, style and format
 	@$(BIN)/ruff check .
