@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vidattn.backbones.backbone import Backbone, Names, Options, truncated_normal
+from vidattn.backbones.backbone import Backbone
 from vidattn.backbones.blocks import Block
+from vidattn.backbones.options import Names, Options, truncated_normal
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Pyramid(Backbone):
 
     Args:
         parts: see :class:`PyramidParts`.
-        options: see :class:`vidattn.backbones.backbone.Options`.
+        options: see :class:`vidattn.backbones.options.Options`.
     """
 
     def __init__(self, parts: PyramidParts, options: Options) -> None:

@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -25,7 +24,7 @@ class Source:
 
 def padded(size: int) -> int:
     """The head size that a kernel computes with: a power of two, at least 16."""
-    return max(16, triton.next_power_of_2(size))
+    return max(16, 1 << (size - 1).bit_length())
 
 
 @lru_cache(maxsize=64)

@@ -61,8 +61,9 @@ class Watcher:
             layouts = target.family.read(target.model, arguments).layouts
         except GridUnreadable:
             layouts = {}
-        only = list(layouts.values())
-        self.layout = only[0] if len(only) == 1 and isinstance(only[0], TokenLayout) else None
+        known = [layout for layout in layouts.values() if isinstance(layout, TokenLayout)]
+        one = len({layout.grid for layout in known}) == 1  # layers may differ in whether they see text
+        self.layout = max(known, key=lambda layout: layout.tokens) if one else None
 
 
 @contextmanager

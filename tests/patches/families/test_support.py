@@ -18,12 +18,12 @@ from tests.patches.families.support import (
     FUSING_FAILS,
     MODELS,
     classes,
+    diffusion_families,
     families_of,
     representatives,
     with_feature,
 )
 from tests.support_matrix import BEGIN, PAGES, with_table
-from vidattn.patches.families import families
 
 
 def close(got: Tensor, wanted: Tensor) -> None:
@@ -39,8 +39,8 @@ def test_the_committed_tables_are_what_the_tests_say():
 
 def test_every_class_of_every_family_has_a_model():
     tested = {cls.__name__ for cls in classes().values()} | {"FluxControlNetModel", "ControlNetModel"}
-    assert tested == {name for family in families() for name in family.classes}
-    assert set(families_of().values()) == {family.name for family in families()}
+    assert tested == {name for family in diffusion_families() for name in family.classes}
+    assert set(families_of().values()) == {family.name for family in diffusion_families()}
 
 
 def fused(model: nn.Module) -> nn.Module:
