@@ -7,7 +7,9 @@ ones, which are compared with plain tensor operations. It takes seconds once, fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +26,11 @@ _CALLS = (
     Problem(Disc(4.5), TokenLayout((1, 19, 21)), 0.3),
 )
 # Errors in units of the dtype's rounding step, times the greatest value: several times what rounding makes.
-_OUT, _GRADIENT, _LSE = 8, 64, 2e-3
+OUT, GRADIENT = 8, 64
+_LSE = 2e-3
+
+Pair = tuple[str, Tensor, Tensor, float]
+"""A name, a result, what it should be, and the greatest difference allowed."""
 
 
 def doubts(query: Tensor, value: Tensor, backward: bool = False) -> list[str]:
@@ -52,23 +58,36 @@ def compare(
         shapes = [(1, tokens, 2, n) for n in (size, size, value_size, value_size)]
         q, k, v, slope = (torch.randn(s, generator=make, device=device).to(dtype) for s in shapes)
         q = q / size**0.5
-        try:
-            worst = _errors(problem, (q, k, v), slope, backward)
-        except Exception as error:  # whatever a compiler or a driver raises is a reason not to rely on them
-            line = (str(error).splitlines() or [""])[0][:200]
-            return (f"a small call of {problem.pattern} raised {type(error).__name__}: {line}",)
-        if worst:
-            return (f"a small call of {problem.pattern} differs from plain operations in {worst}",)
+        found = tried(str(problem.pattern), _pairs, problem, (q, k, v), slope, backward)
+        if found:
+            return (found,)
     return ()
 
 
-def _errors(problem: Problem, inputs: tuple[Tensor, Tensor, Tensor], slope: Tensor, backward: bool) -> str:
-    """What differs by more than rounding, or ""."""
+def tried(name: str, pairs: Callable[..., list[Pair]], *arguments: Any) -> str:
+    """What a small call showed: what it raised, or what of its results differs too much; "" when nothing."""
+    try:
+        # "not at most" is true of nan as well
+        worst = [n for n, got, want, bound in pairs(*arguments) if not greatest(got - want) <= bound]
+    except Exception as error:  # whatever a compiler or a driver raises is a reason not to rely on it
+        line = (str(error).splitlines() or [""])[0][:200]
+        return f"a small call of {name} raised {type(error).__name__}: {line}"
+    return f"a small call of {name} differs from plain operations in {', '.join(worst)}" if worst else ""
+
+
+def greatest(tensor: Tensor) -> float:
+    """The greatest magnitude, nan if there is one."""
+    return float(tensor.abs().max())
+
+
+def _pairs(
+    problem: Problem, inputs: tuple[Tensor, Tensor, Tensor], slope: Tensor, backward: bool
+) -> list[Pair]:
     exact = tuple(t.float() for t in inputs)
     out, lse = triton.forward(problem, *inputs)
     true_out, true_lse = tiles.forward(problem, *exact)
     step = torch.finfo(out.dtype).eps
-    pairs = [("output", out, true_out, _OUT * step * float(exact[2].abs().max()))]
+    pairs = [("output", out, true_out, OUT * step * greatest(exact[2]))]
     pairs.append(("log-sum-exp", lse, true_lse, _LSE))
     if backward:
         none = torch.zeros_like(lse)
@@ -77,7 +96,5 @@ def _errors(problem: Problem, inputs: tuple[Tensor, Tensor, Tensor], slope: Tens
         found = triton.backward(problem, saved, slope, none)
         wanted = tiles.backward(problem, true, slope.float(), none)
         for name, grad, other in zip(("query", "key", "value"), found, wanted, strict=True):
-            bound = _GRADIENT * step * float(other.abs().max())
-            pairs.append((f"the gradient of {name}", grad, other, bound))
-    # "not at most" is true of nan as well
-    return ", ".join(n for n, got, want, bound in pairs if not float((got - want).abs().max()) <= bound)
+            pairs.append((f"the gradient of {name}", grad, other, GRADIENT * step * greatest(other)))
+    return pairs
