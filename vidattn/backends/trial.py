@@ -83,7 +83,7 @@ def greatest(tensor: Tensor) -> float:
 def _pairs(
     problem: Problem, inputs: tuple[Tensor, Tensor, Tensor], slope: Tensor, backward: bool
 ) -> list[Pair]:
-    exact = tuple(t.float() for t in inputs)
+    exact = inputs[0].float(), inputs[1].float(), inputs[2].float()
     out, lse = triton.forward(problem, *inputs)
     true_out, true_lse = tiles.forward(problem, *exact)
     step = torch.finfo(out.dtype).eps

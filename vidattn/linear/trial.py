@@ -35,12 +35,13 @@ def _pairs(inputs: tuple[Tensor, Tensor, Tensor], slope: Tensor, feature_map: st
     from vidattn.kernels import linear
 
     step = torch.finfo(slope.dtype).eps
-    exact = tuple(t.float() for t in inputs)
-    out, state = linear.forward(*inputs, feature_map, True, 1e-4)
-    true_out, true_state = chunks.forward(*exact, feature_map, True, 1e-4)
-    found = linear.backward(slope, *inputs, state, feature_map, True, 1e-4)
-    wanted = chunks.backward(slope.float(), *exact, true_state, feature_map, True, 1e-4)
-    pairs = [("output", out, true_out, OUT * step * greatest(exact[2]))]
+    q, k, v = inputs
+    exact_q, exact_k, exact_v = q.float(), k.float(), v.float()
+    out, state = linear.forward(q, k, v, feature_map, True, 1e-4)
+    true_out, true_state = chunks.forward(exact_q, exact_k, exact_v, feature_map, True, 1e-4)
+    found = linear.backward(slope, q, k, v, state, feature_map, True, 1e-4)
+    wanted = chunks.backward(slope.float(), exact_q, exact_k, exact_v, true_state, feature_map, True, 1e-4)
+    pairs = [("output", out, true_out, OUT * step * greatest(exact_v))]
     for name, grad, other in zip(("query", "key", "value"), found, wanted, strict=True):
         pairs.append((f"the gradient of {name}", grad, other, GRADIENT * step * greatest(other)))
     return pairs
