@@ -14,8 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.patches.families.support import FEATURES, cell
-from vidattn.patches.families import families
+from tests.patches.families.support import FEATURES, cell, diffusion_families
 from vidattn.patches.families._unfit import UNFIT
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +26,7 @@ def table() -> str:
     """The families' table, and the models that are refused, as Markdown."""
     rows = [("family", "model classes", *FEATURES, "guidance")]
     rows += [("---",) * len(rows[0])]
-    for family in families():
+    for family in diffusion_families():
         names = ", ".join(f"`{name}`" for name in family.classes)
         guidance = "one batch" if family.guidance else "two calls"
         rows.append((family.name, names, *(cell(family.name, feature) for feature in FEATURES), guidance))

@@ -44,7 +44,7 @@ def attention(
         scale: a float, or a tensor of shape (H,) with one per head; 1 / sqrt(D) when None.
         return_lse: also return the log-sum-exp of the scaled scores, natural logarithm, (B, S, H), float32
             (float64 for float64 inputs); it can be differentiated.
-        backend: "auto", "torch" or "dense".
+        backend: "auto", or a name that ``vidattn doctor`` lists; a named one never falls back.
 
     Returns:
         The output, or (output, lse) with ``return_lse``.

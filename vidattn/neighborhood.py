@@ -34,7 +34,7 @@ _DOC = """Neighborhood attention on a {rank}-D grid of tokens as NATTEN defines 
         additional_keys: (B, N, Hkv, D) keys that every query sees as well, in the same softmax.
         additional_values: (B, N, Hkv, Dv); both or neither.
         return_lse: also return the log-sum-exp (B, {axes}, H), float32, natural logarithm.
-        backend: "auto", "torch" or "dense".
+        backend: "auto", or a name that ``vidattn doctor`` lists; a named one never falls back.
 
     Returns:
         The output, or (output, lse) with ``return_lse``.

@@ -108,9 +108,9 @@ def pattern_names(moving: bool) -> list[str]:
 
 
 def preset_names(moving: bool) -> list[str]:
-    """Presets for stills or for clips, but for those without a pattern."""
-    kind = "video" if moving else "image"
-    return [name for name, preset in PRESETS.items() if kind in preset.kinds and preset.cls.name != "full"]
+    """Presets for stills or for clips that are patterns with controls, but for dense ones."""
+    kind, known = "video" if moving else "image", set(pattern_names(moving)) - {"full"}
+    return [name for name, preset in PRESETS.items() if kind in preset.kinds and preset.cls.name in known]
 
 
 def controls_of(name: str, moving: bool) -> list[Control]:
@@ -194,6 +194,8 @@ def _controls(name: str, field: dataclasses.Field[Any], moving: bool) -> list[Co
     if kind == "str":
         return [Control(name, field.name, None, "choice", str(start), choices=_CHOICES[field.name])]
     bounds = _RANGES.get(field.name) or _guessed(start)
+    if isinstance(start, (int, float)) and not bounds[0] <= start <= bounds[1]:
+        bounds = _guessed(start)  # another pattern's field of that name
     if kind != "Size" or (isinstance(start, int) and field.name in _RARE):
         return [Control(name, field.name, None, "slider", start, bounds)]
     if name == "sta" and field.name == "window":

@@ -9,6 +9,7 @@ from typing import Any
 
 from vidattn.cli import arguments as reading
 from vidattn.cli import generation
+from vidattn.cli.main import build_parser
 from vidattn.patterns import Pattern
 
 LONGEST_PROMPT = 2000
@@ -61,25 +62,14 @@ class Order:
             raise ValueError(f"seed={self.seed}: must be a whole number of at least 0")
 
     def namespace(self) -> argparse.Namespace:
-        """The same as the command line's arguments, which share their meaning."""
-        return argparse.Namespace(
-            prompt=self.prompt.strip(),
-            negative_prompt=None,
-            model=self.model,
-            size=(self.height, self.width),
-            frames=self.frames,
-            steps=self.steps,
-            seed=self.seed,
-            guidance=None,
-            max_sequence_length=None,
-            pattern=self.pattern.to_text(),
-            **self.patch_options(),
-            dense_last_steps=0,
-            dense_layers="",
-            weights=None,
-            backend="auto",
-            fps=8,
-        )
+        """The same as arguments of ``vidattn generate``; options that only it has are at their defaults."""
+        given = build_parser().parse_args(["generate", "--prompt", "-"])
+        given.prompt, given.model, given.pattern = self.prompt.strip(), self.model, self.pattern.to_text()
+        given.size, given.frames = (self.height, self.width), self.frames
+        given.steps, given.seed = self.steps, self.seed
+        for name, value in self.patch_options().items():
+            setattr(given, name, value)
+        return given
 
     def patch_options(self) -> dict[str, Any]:
         """Keyword arguments of ``vidattn.patch``: the pattern is wanted at any size, so min_tokens is 0."""

@@ -26,15 +26,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pattern", default="neighborhood")
     parser.add_argument("--sizes", nargs="+", default=["256x256", "384x512", "512x512"])
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument(
+        "--min-tokens", type=int, help="least tokens for sparse attention (default: where it pays)"
+    )
     parser.add_argument("--output", type=Path, default=Path("out/sizes.png"))
     arguments = parser.parse_args(argv)
+    least = arguments.min_tokens
 
     from diffusers import DiffusionPipeline
 
     model = demo_models.shipped().get(arguments.model) or demo_models.read(Path(arguments.model))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipe = DiffusionPipeline.from_pretrained(str(model.path), local_files_only=True).to(device)
-    vidattn.patch(pipe, arguments.pattern)
+    vidattn.patch(pipe, arguments.pattern, min_tokens="auto" if least is None else least)
 
     pictures = []
     for size in arguments.sizes:

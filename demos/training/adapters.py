@@ -77,7 +77,8 @@ def ship(run: Path, out: Path, figures: Path) -> None:
     tensors = {name: tensor.half() for name, tensor in load_file(run / "adapter.safetensors").items()}
     save_file(tensors, out / "adapter.safetensors")
     (out / "recipe.json").write_text((run / "recipe.json").read_text(encoding="utf-8"), encoding="utf-8")
-    settings["prompts"] = f"{len(settings['prompts'])} captions of `demos.training.adapters prompts`"
+    prompts = json.loads((run / "data" / "about.json").read_text(encoding="utf-8"))["prompts"]
+    settings["prompts"] = f"{len(prompts)} captions of `demos.training.adapters prompts`"
     about = {"settings": settings, "measured": json.loads(figures.read_text(encoding="utf-8"))}
     (out / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 

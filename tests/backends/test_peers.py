@@ -109,6 +109,9 @@ def test_flex_says_why_it_cannot():
     long = torch.empty(1, 1, 1, 8).expand(1, layout.tokens, 1, 8)
     with pytest.raises(NotImplementedError, match="360000 tokens"):
         attention(long, long, long, Neighborhood(3), layout, backend="flex")
+    q, k, v = inputs(64)
+    with pytest.raises(NotImplementedError, match="the pattern was chosen from the data"):
+        attention(q, k, v, from_text("topk:keep=0.5,tile=1x4x4"), TokenLayout((8, 8)), backend="flex")
     assert backends.reasons("mps")["flex"] == ["FlexAttention runs on CPUs and CUDA, not on mps"]
 
 

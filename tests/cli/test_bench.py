@@ -73,6 +73,7 @@ def test_the_list_has_every_case(vidattn_command):
         (["flux-2047"], "did you mean 'flux-2048'"),
         (["cpu-16", "--way", "sdpa-cudnn", "--device", "cpu"], "unknown way 'sdpa-cudnn' on cpu"),
         (["cpu-16", "--pattern", "ring", "--device", "cpu"], "unknown pattern 'ring'"),
+        (["cpu-16", "--pattern", "topk", "--device", "cpu"], "only patterns with a rule by position"),
         (["--plot", "cost.bmp"], "must end in .png or .svg"),
         (["--from", "no-such.json"], "holds no results"),
         (["--grid", "0x3"], "is not a grid"),

@@ -102,7 +102,7 @@ class Page:
         field.click()
         field.send_keys(Keys.CONTROL, "a")
         # a list of choices stays open after a tab
-        field.send_keys(str(text), Keys.ENTER if field.get_attribute("role") == "listbox" else Keys.TAB)
+        field.send_keys(str(text), Keys.ENTER if field.get_attribute("role") == "combobox" else Keys.TAB)
 
     def click(self, selector: str) -> None:
         """Click what is there, wherever it is on the page."""

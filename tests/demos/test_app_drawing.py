@@ -10,6 +10,7 @@ from vidattn.backends.cost import Times
 from vidattn.cli import full_size
 from vidattn.drawing import colors
 from vidattn.patterns import PATTERNS, Disc, Neighborhood, from_text
+from vidattn.patterns.dynamic import DynamicPattern
 
 STILL, CLIP = (1, 20, 24), (5, 12, 16)
 
@@ -48,6 +49,9 @@ def test_presets_move_the_controls_to_the_same_mask(moving: bool, grid: tuple[in
     for name in controls.preset_names(moving):
         pattern = controls.preset_pattern(name, moving, grid, (8, 10))
         set_so = controls.pattern_of(pattern.name, moving, controls.values_of(pattern, moving, grid))
+        if isinstance(pattern, DynamicPattern):  # whose mask depends on the data
+            assert set_so == pattern
+            continue
         layout = TokenLayout(grid)
         assert torch.equal(set_so.mask(layout), pattern.mask(layout)), name
     with pytest.raises(ValueError, match="unknown preset 'emoji'"):

@@ -105,9 +105,9 @@ def test_what_is_left_behind(pipes):
 @pytest.mark.parametrize("kind", ["cpu", "fp8"])
 def test_caches(pipes, kind):
     pipe = pipes("wan")
-    frames = {c: dual_path_video(pipe, tiny.PROMPT, **CALL, cache=c).frames.int() for c in ("device", kind)}
-    off = (frames["device"] - frames[kind]).abs().max()
-    assert off == 0 if kind == "cpu" else off <= 3
+    frames = {c: dual_path_video(pipe, tiny.PROMPT, **CALL, cache=c).frames.float() for c in ("device", kind)}
+    off = (frames["device"] - frames[kind]).square().mean().sqrt()
+    assert off == 0 if kind == "cpu" else off < 1  # of 255 steps
 
 
 def test_a_cache_takes_what_fits():

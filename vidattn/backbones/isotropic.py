@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vidattn.backbones.backbone import Backbone, Names, Options, truncated_normal
+from vidattn.backbones.backbone import Backbone
 from vidattn.backbones.blocks import Block
 from vidattn.backbones.layers.positions import resize_positions
+from vidattn.backbones.options import Names, Options, truncated_normal
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Isotropic(Backbone):
 
     Args:
         parts: see :class:`IsotropicParts`.
-        options: see :class:`vidattn.backbones.backbone.Options`.
+        options: see :class:`vidattn.backbones.options.Options`.
     """
 
     def __init__(self, parts: IsotropicParts, options: Options) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vidattn.backbones.backbone import parameters_of
+from vidattn.backbones.options import parameters_of
 from vidattn.backbones.registry import create_model, families
 
 
@@ -27,17 +27,14 @@ def agrees(count: int, published: str) -> bool:
     return f"{count / 1e6:.{decimals}f}M" == published
 
 
-def rows() -> list[tuple[str, int, str]]:
-    """(model, count, published count) of all models."""
-    return [
-        (name, counted(name), family.parameters[name]) for family in families() for name in family.configs
-    ]
-
-
 def table() -> str:
-    """A Markdown table."""
-    lines = ["| model | parameters | published |", "|---|---|---|"]
-    lines += [f"| `{name}` | {count:,} | {published} |" for name, count, published in rows()]
+    """All models as a Markdown table: parameters, the published number, the authors' files."""
+    lines = ["| model | parameters | published | authors' files | paper |", "|---|---|---|---|---|"]
+    for family in families():
+        for name in family.configs:
+            files = ", ".join(f"`{file}`" for file in family.checkpoints.get(name, ()))
+            cells = [f"`{name}`", f"{counted(name):,}", family.parameters[name], files, family.paper]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

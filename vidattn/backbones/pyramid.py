@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vidattn.backbones.backbone import Backbone, Names, Options, truncated_normal
+from vidattn.backbones.backbone import Backbone
+from vidattn.backbones.options import Names, Options, truncated_normal
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Pyramid(Backbone):
 
     Args:
         parts: see :class:`PyramidParts`.
-        options: see :class:`vidattn.backbones.backbone.Options`.
+        options: see :class:`vidattn.backbones.options.Options`.
     """
 
     def __init__(self, parts: PyramidParts, options: Options) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from vidattn.backbones import models
-from vidattn.backbones.backbone import Backbone, Options
+from vidattn.backbones.backbone import Backbone
 from vidattn.backbones.checkpoints import load_file
+from vidattn.backbones.options import Options
 from vidattn.patterns.text import nearest
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from vidattn.backends.problem import Problem
 from vidattn.layout import Grid, TokenLayout
 from vidattn.lists import box_numbers
-from vidattn.patterns import Pattern
 from vidattn.patterns.base import GridPattern, coordinates
 
 BLOCK = 128
@@ -41,6 +40,8 @@ def reasons(problem: Problem, query: Tensor, key: Tensor, value: Tensor) -> list
         found.append("the pattern was chosen from the data, not by a rule")
     elif not isinstance(problem.pattern, GridPattern):
         found.append(f"{problem.pattern} is no rule for two places of the grid")
+    elif problem.extra and problem.layout.text_tokens and not problem.pattern.text_sees_extra:
+        found.append("additional keys that text does not see")
     if problem.layout.tokens > MOST_TOKENS:
         found.append(f"{problem.layout.tokens} tokens: its block mask takes minutes beyond {MOST_TOKENS}")
     if torch.compiler.is_compiling():
@@ -59,6 +60,7 @@ def forward(
     """Output and, where asked for, log-sum-exp; PyTorch differentiates both."""
     from torch.nn.attention.flex_attention import AuxRequest
 
+    assert isinstance(problem.pattern, GridPattern)
     mask = _mask(problem.pattern, problem.layout, problem.extra, query.device)
     if problem.head_scale is not None:
         query = query * problem.head_scale[:, None].to(query.dtype)
@@ -108,7 +110,7 @@ class _Mask:
 
 
 @functools.lru_cache(maxsize=32)
-def _mask(pattern: Pattern, layout: TokenLayout, extra: int, device: torch.device) -> _Mask:
+def _mask(pattern: GridPattern, layout: TokenLayout, extra: int, device: torch.device) -> _Mask:
     """The block mask of a pattern on a layout, made without the n x n matrix."""
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -127,7 +129,7 @@ def _mask(pattern: Pattern, layout: TokenLayout, extra: int, device: torch.devic
     return _Mask(order, key_order, order.argsort(), blocks)
 
 
-def _tile_order(pattern: Pattern, layout: TokenLayout) -> Tensor:
+def _tile_order(pattern: GridPattern, layout: TokenLayout) -> Tensor:
     """Text, then the grid's tokens box by box: new place to old place."""
     grid, count = layout.grid, layout.grid_tokens
     box: Grid = (1, 8, 16) if pattern.default_tile(grid)[0] == 1 else (2, 8, 8)
@@ -137,7 +139,7 @@ def _tile_order(pattern: Pattern, layout: TokenLayout) -> Tensor:
     return torch.cat([layout.text_index(), inside]) if count < layout.tokens else inside
 
 
-def _rule(pattern: Pattern, layout: TokenLayout, key_order: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+def _rule(pattern: GridPattern, layout: TokenLayout, key_order: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """Whether the query at a new place sees the key at a new place."""
     grid, count = layout.grid, layout.grid_tokens
     number = key_order - layout.text_before
@@ -181,12 +183,12 @@ def _run(device: torch.device) -> Callable[..., Any]:
     return _compiled if device.type == "cuda" else _eager
 
 
-def _eager(*tensors: Tensor, **options: Any) -> Any:
+def _eager(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
     with warnings.catch_warnings():  # that it is slow without torch.compile is said in our documentation
         warnings.simplefilter("ignore")
-        return flex_attention(*tensors, **options)
+        return flex_attention(query, key, value, **options)
 
 
 def _compiled(*tensors: Tensor, **options: Any) -> Any:

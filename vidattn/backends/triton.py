@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vidattn.backends.base import Saved
 from vidattn.backends.problem import Problem
+from vidattn.patterns import Disc
 
 if TYPE_CHECKING:
     from vidattn.kernels.launch import Call
@@ -59,6 +60,8 @@ def reasons(problem: Problem, query: Tensor, key: Tensor, value: Tensor) -> list
 
         if not plannable(problem.pattern):
             found.append(f"has no kernel for pattern {problem.pattern.name!r}")
+        elif isinstance(problem.pattern, Disc) and problem.pattern.pooled and problem.layout.text_tokens:
+            found.append("has no kernel for pooled keys, which text does not see")
     return found
 
 
@@ -76,7 +79,9 @@ def forward(
         return out, lse
     query, key, value = (_even(t) for t in (query, key, value))
     call, tiling = _call(problem), _tiling("forward", query, value)
-    launch.box_forward(call, visits_of(problem, tiling, False, query.device), tiling, query, key, value, out, lse)
+    launch.box_forward(
+        call, visits_of(problem, tiling, False, query.device), tiling, query, key, value, out, lse
+    )
     if call.text:
         launch.rows_forward(call, tiling, query, key, value, out, lse)
     return out, lse

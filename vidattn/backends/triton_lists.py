@@ -35,7 +35,7 @@ def cell_shape(pattern: Pattern, grid: Grid, size: int) -> Grid:
         frames = min(size, 1 << (grid[0].bit_length() - 1))
         return frames, 1, size // frames
     if isinstance(pattern, Groups):
-        sides = []
+        sides: list[int] = []
         for side in pattern.group_size(grid)[:2]:
             # a cell inside one group needs no mask
             sides.append(min(side & -side, size // math.prod(sides)))

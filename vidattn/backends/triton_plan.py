@@ -10,11 +10,12 @@ from vidattn.backends.triton_windows import is_window, window_visits
 from vidattn.kernels.tiling import Tiling
 from vidattn.kernels.visits import Visits
 from vidattn.patterns import Pattern
+from vidattn.patterns.dynamic import DynamicPattern
 
 
 def plannable(pattern: Pattern) -> bool:
-    """Whether the kernels know the pattern."""
-    return is_window(pattern) or isinstance(pattern, LISTED)
+    """Whether the kernels know the pattern; what data choose arrives as lists or as one that they know."""
+    return is_window(pattern) or isinstance(pattern, (*LISTED, DynamicPattern))
 
 
 def visits_of(problem: Problem, tiling: Tiling, inverted: bool, device: torch.device) -> Visits:

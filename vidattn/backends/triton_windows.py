@@ -11,8 +11,9 @@ from torch import Tensor
 
 from vidattn.kernels.visits import Visits
 from vidattn.layout import Grid
-from vidattn.patterns import Full, Groups, Pattern, SlidingTile
+from vidattn.patterns import Full, Groups, Hierarchical, Pattern, SlidingTile
 from vidattn.patterns.groups import GroupPattern
+from vidattn.patterns.sizes import per_axis
 from vidattn.patterns.window import WindowPattern
 
 Edges = tuple[Tensor, Tensor]
@@ -21,9 +22,11 @@ Edges = tuple[Tensor, Tensor]
 
 def is_window(pattern: Pattern) -> bool:
     """Whether every query sees one interval per axis."""
-    return isinstance(pattern, (Full, WindowPattern, SlidingTile)) or (
-        isinstance(pattern, Groups) and pattern.region == "blocks"
-    )
+    if isinstance(pattern, Groups):
+        return pattern.region == "blocks"
+    if isinstance(pattern, Hierarchical):
+        return not pattern.is_sum
+    return isinstance(pattern, (Full, WindowPattern, SlidingTile))
 
 
 def windows(pattern: Pattern, grid: Grid) -> tuple[tuple[Edges, Edges, Edges], Grid]:
@@ -46,10 +49,29 @@ def windows(pattern: Pattern, grid: Grid) -> tuple[tuple[Edges, Edges, Edges], G
                 first[group :: rule.dilation], stop[group :: rule.dilation] = pair
             edges.append((first, stop))
         return (edges[0], edges[1], edges[2]), (rules[0].dilation, rules[1].dilation, rules[2].dilation)
+    if isinstance(pattern, Hierarchical):
+        return _part_edges(pattern, grid)
     if not isinstance(pattern, GroupPattern):
         raise ValueError(f"pattern={pattern}: is no product of intervals")
     t, y, x = (_group_edges(pattern, grid, axis) for axis in range(3))
     return (t, y, x), (1, 1, 1)
+
+
+def _part_edges(pattern: Hierarchical, grid: Grid) -> tuple[tuple[Edges, Edges, Edges], Grid]:
+    """Contiguous parts are windows; the tokens of one remainder are a dilation group that is seen whole."""
+    sizes = zip(grid, per_axis(pattern.parts, 1), strict=True)
+    parts = [min(count, extent) for extent, count in sizes]
+    edges = []
+    for extent, count in zip(grid, parts, strict=True):
+        place = torch.arange(extent)
+        if pattern.branches == "close":
+            part = torch.div(place * count, extent, rounding_mode="floor")
+            edges.append((torch.searchsorted(part, part), torch.searchsorted(part, part, right=True)))
+        else:
+            last = torch.div(extent - 1 - place % count, count, rounding_mode="floor")
+            edges.append((torch.zeros_like(place), last + 1))
+    step = (1, 1, 1) if pattern.branches == "close" else (parts[0], parts[1], parts[2])
+    return (edges[0], edges[1], edges[2]), step
 
 
 def _group_edges(pattern: GroupPattern, grid: Grid, axis: int) -> Edges:
@@ -71,8 +93,8 @@ def inverse(edges: Edges, step: int) -> Edges:
         first, stop = (edge[group::step].contiguous() for edge in edges)
         key = torch.arange(len(first))
         # queries whose window has not begun behind the key are a prefix, those that it has not left a suffix
-        hi[group::step] = torch.searchsorted(first, key, right=True)
-        lo[group::step] = torch.searchsorted(stop, key, right=True)
+        low, high = torch.searchsorted(stop, key, right=True), torch.searchsorted(first, key, right=True)
+        lo[group::step], hi[group::step] = low, torch.maximum(low, high)
     return lo, hi
 
 
@@ -89,10 +111,10 @@ def _powers(limit: int) -> list[int]:
 
 def cheapest(edges: tuple[Edges, Edges, Edges], step: Grid, rows: int, columns: int) -> tuple[Grid, Grid]:
     """The tile of ``rows`` and the box of ``columns`` tokens that visit the fewest pairs, masked included."""
-    positions = [tuple(edge[::d].contiguous() for edge in axis) for axis, d in zip(edges, step, strict=True)]
+    sides = [(a, b) for a in _powers(rows) for b in _powers(columns)]
     cost = [
-        {(a, b): _axis_cost(*axis, a, b) for a in _powers(rows) for b in _powers(columns)}
-        for axis in positions
+        {(a, b): _axis_cost(first[::d], stop[::d], a, b) for a, b in sides}
+        for (first, stop), d in zip(edges, step, strict=True)
     ]
     options = ((tile, box) for tile in shapes(rows) for box in shapes(columns))
     return min(options, key=lambda o: math.prod(cost[i][o[0][i], o[1][i]] for i in range(3)))
@@ -113,11 +135,12 @@ def window_visits(
     """What a window pattern tells a kernel; ``inverted``: rows are keys, columns queries."""
     edges, step = windows(pattern, grid)
     if inverted:
-        t, y, x = (inverse(axis, d) for axis, d in zip(edges, step, strict=True))
-        edges = (t, y, x)
+        swapped = [inverse(axis, d) for axis, d in zip(edges, step, strict=True)]
+        edges = (swapped[0], swapped[1], swapped[2])
     tile, box = cheapest(edges, step, rows, columns)
     table = torch.stack([torch.cat([axis[i] for axis in edges]) for i in (0, 1)])
-    t, y, x = (-(-(-(-n // d)) // s) for n, d, s in zip(grid, step, tile, strict=True))
+    longest = [(n + d - 1) // d for n, d in zip(grid, step, strict=True)]
+    t, y, x = (-(-n // s) for n, s in zip(longest, tile, strict=True))
     return Visits(
         grid, step, tile, box, "window", (0, 0, 0, 0), table.int().to(device),
         (t, y, x), tile, (0, 1, 1), box,

@@ -12,8 +12,8 @@ from torch import Tensor
 from vidattn.bench.cases import LINEAR, Case
 from vidattn.layout import TokenLayout
 from vidattn.linear import FEATURE_MAPS
-from vidattn.patterns import Full, Pattern, from_text
-from vidattn.patterns.base import coordinates
+from vidattn.patterns import Full, from_text
+from vidattn.patterns.base import GridPattern, coordinates
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(query, key, value), each (B, S, H, D), to the output (B, S, H, D)."""
@@ -40,9 +40,16 @@ class Call:
         return self.text == LINEAR
 
     @property
-    def pattern(self) -> Pattern:
-        """The pattern; every query sees all in linear attention."""
-        return Full() if self.linear else from_text(self.text)
+    def pattern(self) -> GridPattern:
+        """The pattern; every query sees all in linear attention.
+
+        Raises:
+            ValueError: the text cannot be read, or its pattern has no rule by position to check results with.
+        """
+        pattern = Full() if self.linear else from_text(self.text)
+        if not isinstance(pattern, GridPattern):
+            raise ValueError(f"{self.text!r}: only patterns with a rule by position are measured")
+        return pattern
 
     @property
     def layout(self) -> TokenLayout:
@@ -111,7 +118,7 @@ class Call:
         number = torch.arange(layout.tokens, device=rows.device) - layout.text_before
         on_grid = (number >= 0) & (number < layout.grid_tokens)
         place = coordinates(number.clamp(0, layout.grid_tokens - 1), layout.grid)
-        queries = tuple(c[rows][:, None] for c in place)
-        keys = tuple(c[None] for c in place)
-        allowed = self.pattern.allowed(queries, keys, layout.grid)  # type: ignore[arg-type]
+        t, y, x = place
+        queries, keys = (t[rows][:, None], y[rows][:, None], x[rows][:, None]), (t[None], y[None], x[None])
+        allowed = self.pattern.allowed(queries, keys, layout.grid)
         return allowed | ~on_grid[rows][:, None] | ~on_grid[None]

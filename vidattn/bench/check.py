@@ -30,7 +30,9 @@ def error_backward(call: Call, function: Function, tensors: list[Tensor]) -> flo
     slopes[:, rows] = tensors[3][:, rows]
     leaves = [t.detach().requires_grad_() for t in tensors[:3]]
     got = torch.autograd.grad(function(*leaves), leaves, slopes)
-    right = torch.autograd.grad(call.reference(*leaves, rows), leaves, slopes[:, rows].double())
+    right = torch.autograd.grad(
+        call.reference(leaves[0], leaves[1], leaves[2], rows), leaves, slopes[:, rows].double()
+    )
     return max(_error(one, other) for one, other in zip(got, right, strict=True))
 
 

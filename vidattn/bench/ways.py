@@ -70,8 +70,9 @@ def reasons(way: str, call: Call, query: Tensor) -> list[str]:
 
 def _dense(kind: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = (t.transpose(1, 2) for t in (query, key, value))
         with sdpa_kernel([kind]):
-            out = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (query, key, value)))
+            out = F.scaled_dot_product_attention(q, k, v)
         return out.transpose(1, 2)
 
     return run

@@ -190,12 +190,11 @@ def _ways(wanted: list[str] | None, kind: str) -> list[str]:
 
 
 def _check_patterns(texts: list[str] | None) -> None:
-    from vidattn.bench.cases import LINEAR
-    from vidattn.patterns import from_text
+    from vidattn.bench.call import Call
+    from vidattn.bench.cases import CPU
 
     for text in texts or ():
         try:
-            if text != LINEAR:
-                from_text(text)
+            _ = Call(CPU[0], text).pattern
         except ValueError as error:
             raise BadArgument("--pattern", str(error)) from error

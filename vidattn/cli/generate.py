@@ -89,7 +89,7 @@ def _add_pattern(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="least tokens for sparse attention (default: 1024 on CPU)",
     )
-    add("--weights", metavar="FILE", help="safetensors with the model's tensors for pattern clear")
+    add("--weights", metavar="FILE", help="weights trained for the pattern (.safetensors)")
     add("--backend", default="auto", help="who computes the attention (see vidattn doctor; default auto)")
 
 

@@ -61,10 +61,9 @@ def run(arguments: argparse.Namespace) -> None:
     generation.quiet_libraries()
     model = generation.load(arguments.model, device, dtype)
     call = generation.call_arguments(model, arguments)
-    unpatched = arguments.pattern == "none"
-    with nullcontext() if unpatched else generation.patched(model, arguments) as handle:
+    with nullcontext() if arguments.pattern == "none" else generation.patched(model, arguments) as handle:
         found = profiling.profile(model.pipe, call, device)
-        report = "" if unpatched else str(handle.report())
+        report = "" if handle is None else str(handle.report())
     print(
         f"{device}, {str(dtype).removeprefix('torch.')}, pattern {arguments.pattern}, {arguments.steps} steps"
     )

@@ -4,12 +4,26 @@ The gradient of the queries visits what the forward visited, that of keys and va
 recompute the probabilities from ``logs``, the log-sum-exp in units of log 2, +inf for rows that saw no key.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
 import triton
 import triton.language as tl
 
 from vidattn.kernels.boxes import (
-    box_count, box_number, cell_mask, grid_tokens, head_place, list_of, listed_box, load_box, load_rows,
-    program_tile, reaches_beyond, spread, store_rows, union_window, window_mask,
+    box_count,
+    box_number,
+    cell_mask,
+    grid_tokens,
+    head_place,
+    list_of,
+    listed_box,
+    load_box,
+    load_rows,
+    program_tile,
+    reaches_beyond,
+    spread,
+    store_rows,
+    union_window,
+    window_mask,
 )  # fmt: skip
 from vidattn.kernels.forward import SIZES, scaled_query, text_blocks, text_run
 
@@ -81,7 +95,9 @@ def box_query_gradient(
     v_place = head_place(b, h // shared, v0, v1, v2, DESC)
     s_place = head_place(b, h, s0, s1, s2, DESC)
     q = load_box(query, q_place, start, group, step, extent, positions, before, TILE, SIZE, WIDTH, DESC)
-    rise = load_box(slope, s_place, start, group, step, extent, positions, before, TILE, V_SIZE, V_WIDTH, DESC)
+    rise = load_box(
+        slope, s_place, start, group, step, extent, positions, before, TILE, V_SIZE, V_WIDTH, DESC
+    )
     factor = tl.abs(scale)
     back = slope_scale
     if HEAD_SCALE:
@@ -96,9 +112,7 @@ def box_query_gradient(
     local, inner = spread(TILE), spread(BOX)
     rows = (start[0] + local[0], start[1] + local[1], start[2] + local[2])
     if LISTS:
-        entry, boxes = list_of(
-            index, count, b, h, tl.program_id(0), cells, cell, slots, list_b, list_h, TILE
-        )
+        entry, boxes = list_of(index, count, b, h, tl.program_id(0), cells, cell, slots, list_b, list_h, TILE)
         boxes *= tl.cdiv(other_t, BOX[0]) * tl.cdiv(other_y, BOX[1]) * tl.cdiv(other_x, BOX[2])
     else:
         low, high, common_low, common_high = union_window(table, entries, start, stop, group, step, extent)

@@ -8,6 +8,7 @@ over the grid, or (outer, row, inner) over the sequence; head h of item b is at 
 h * s2. Otherwise: a pointer with the strides s0 of b, s1 of h and s2 of a token.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
 import triton
 import triton.language as tl
 
@@ -122,10 +123,10 @@ def in_rule(rows, columns, table, rule, RULE: tl.constexpr, KEYS_ARE_ROWS: tl.co
     """The element mask of a pattern that no window per axis describes.
 
     "disc": rule = (greatest squared distance, ...). "band": |order of the query - of the key| is at most
-    ``table[distance in frames]``, order = rule[0] * t + rule[1] * (x // rule[2]); with rule[3] frame 0 is seen
-    by all. The tiles of a band hold one frame each unless the table is constant. "groups": the axes along
-    which query and key are in the same group of rule[0] x rule[1] x rule[2] tokens are looked up in the bits
-    of rule[3].
+    ``table[distance in frames]``, order = rule[0] * t + rule[1] * (x // rule[2]); with rule[3] frame 0 is
+    seen by all. The tiles of a band hold one frame each unless the table is constant. "groups": the axes
+    along which query and key are in the same group of rule[0] x rule[1] x rule[2] tokens are looked up in the
+    bits of rule[3].
     """
     if RULE == "disc":
         dy = rows[1][:, None] - columns[1][None, :]

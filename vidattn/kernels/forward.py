@@ -5,12 +5,26 @@ under a running maximum that starts finite: a row that sees no key gives zero an
 in the loop.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
 import triton
 import triton.language as tl
 
 from vidattn.kernels.boxes import (
-    box_count, box_number, cell_mask, grid_tokens, head_place, list_of, listed_box, load_box, load_rows,
-    program_tile, reaches_beyond, spread, store_rows, union_window, window_mask,
+    box_count,
+    box_number,
+    cell_mask,
+    grid_tokens,
+    head_place,
+    list_of,
+    listed_box,
+    load_box,
+    load_rows,
+    program_tile,
+    reaches_beyond,
+    spread,
+    store_rows,
+    union_window,
+    window_mask,
 )  # fmt: skip
 
 SIZES = """
@@ -72,10 +86,10 @@ def box_forward(
 ):  # fmt: skip
     """Output and log-sum-exp of the grid's queries.
 
-    Program (tile of a group, b * H + h). ``table``: int32 (2, T + H + W), for each coordinate of each axis the
-    first and the last + 1 key position that it sees (RULE "window"), or what :func:`in_rule` looks up. With
-    LISTS the columns are the cells ``index[b, h, row cell, :count]``; ~number marks a cell that needs the
-    element mask.
+    Program (tile of a group, b * H + h). ``table``: int32 (2, T + H + W), for each coordinate of each axis
+    the first and the last + 1 key position that it sees (RULE "window"), or what ``boxes.in_rule`` looks up.
+    With LISTS the columns are the cells ``index[b, h, row cell, :count]``; ~number marks a cell that needs
+    the element mask.
     """
     ROWS: tl.constexpr = TILE[0] * TILE[1] * TILE[2]
     COLUMNS: tl.constexpr = BOX[0] * BOX[1] * BOX[2]
@@ -100,9 +114,7 @@ def box_forward(
     local, inner = spread(TILE), spread(BOX)
     rows = (start[0] + local[0], start[1] + local[1], start[2] + local[2])
     if LISTS:
-        entry, boxes = list_of(
-            index, count, b, h, tl.program_id(0), cells, cell, slots, list_b, list_h, TILE
-        )
+        entry, boxes = list_of(index, count, b, h, tl.program_id(0), cells, cell, slots, list_b, list_h, TILE)
         boxes *= tl.cdiv(other_t, BOX[0]) * tl.cdiv(other_y, BOX[1]) * tl.cdiv(other_x, BOX[2])
     else:
         low, high, common_low, common_high = union_window(table, entries, start, stop, group, step, extent)

@@ -10,10 +10,17 @@ import torch
 from torch import Tensor
 
 from vidattn.kernels import forward, rows
-from vidattn.kernels.sources import Source, describable, described_grid, described_rows, padded, pointer
+from vidattn.kernels.sources import (
+    Source,
+    describable,
+    described_grid,
+    described_rows,
+    padded,
+    pointer,
+    takes_descriptors,
+)
 from vidattn.kernels.tiling import Tiling
 from vidattn.kernels.visits import Place, Visits
-
 
 LOG2E = 1.4426950408889634
 
@@ -96,13 +103,14 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-class _Arguments:
+class Arguments:
     """The arguments that box kernels or row kernels share, for one call."""
 
     def __init__(self, call: Call, visits: Visits | None, tensors: tuple[Tensor, ...]) -> None:
         self.call, self.visits, self.tensors = call, visits, tensors
         whole = visits is None or visits.step == (1, 1, 1)
-        self.desc = whole and all(describable(t) for t in tensors)
+        able = takes_descriptors(tensors[0].device, tensors[0].element_size() * 8)
+        self.desc = able and whole and all(describable(t) for t in tensors)
 
     def boxes(self, *shapes: Place) -> list[Source]:
         """Each tensor over the grid, loaded in its shape."""
@@ -120,15 +128,15 @@ class _Arguments:
         return [described_rows(t, count) for t, count in pairs if count]
 
 
-def _volume(box: Place) -> int:
+def volume(box: Place) -> int:
     return box[0] * box[1] * box[2]
 
 
-def _places(sources: list[Source]) -> list[int]:
+def places(sources: list[Source]) -> list[int]:
     return [number for source in sources for number in source.place]
 
 
-def _sizes(call: Call, visits: Visits, heads: int, key_heads: int) -> tuple[int, ...]:
+def box_sizes(call: Call, visits: Visits, heads: int, key_heads: int) -> tuple[int, ...]:
     """The integers from ``extent_t`` on."""
     return (
         *visits.extent, *visits.step, call.before, call.after, call.extra, heads, heads // key_heads,
@@ -136,14 +144,14 @@ def _sizes(call: Call, visits: Visits, heads: int, key_heads: int) -> tuple[int,
     )  # fmt: skip
 
 
-def _flags(call: Call, head_scale: Tensor | None, desc: bool, tiling: Tiling) -> dict[str, Any]:
+def launch_flags(call: Call, head_scale: Tensor | None, desc: bool, tiling: Tiling) -> dict[str, Any]:
     return {
         "VALID": call.text_valid is not None, "HEAD_SCALE": head_scale is not None, "DESC": desc,
         "num_warps": tiling.warps, "num_stages": tiling.stages,
     }  # fmt: skip
 
 
-def _box_flags(visits: Visits) -> dict[str, Any]:
+def box_flags(visits: Visits) -> dict[str, Any]:
     return {"TILE": visits.tile, "BOX": visits.box, "RULE": visits.rule, "LISTS": visits.index is not None}
 
 
@@ -154,15 +162,15 @@ def box_forward(
     """Fill the grid's rows of ``out`` and ``lse``."""
     batch, _, heads, _ = query.shape
     query, scale, head_scale = scale_arguments(call, query)
-    given = _Arguments(call, visits, (query, key, value))
+    given = Arguments(call, visits, (query, key, value))
     sources = given.boxes(visits.tile, visits.box, visits.box)
-    columns = _volume(visits.box) if call.elsewhere else 0
+    columns = volume(visits.box) if call.elsewhere else 0
     text = [s.argument for s in given.rows(0, columns, columns)] or [None, None]
     forward.box_forward[(visits.tiles, batch * heads)](
         *(s.argument for s in sources), *text, out, lse, visits.table, visits.index, visits.count,
-        call.text_valid, head_scale, scale, *_places(sources), *_sizes(call, visits, heads, key.shape[2]),
-        **size_options(query, value), **_box_flags(visits), TEXT=call.elsewhere > 0,
-        **_flags(call, head_scale, given.desc, tiling),
+        call.text_valid, head_scale, scale, *places(sources), *box_sizes(call, visits, heads, key.shape[2]),
+        **size_options(query, value), **box_flags(visits), TEXT=call.elsewhere > 0,
+        **launch_flags(call, head_scale, given.desc, tiling),
     )  # fmt: skip
 
 
@@ -172,7 +180,7 @@ def rows_forward(
     """Fill the text's rows of ``out`` and ``lse``."""
     batch, tokens, heads, _ = query.shape
     query, scale, head_scale = scale_arguments(call, query)
-    given = _Arguments(call, None, (query, key, value))
+    given = Arguments(call, None, (query, key, value))
     sources = given.rows(tiling.rows, tiling.columns, tiling.columns)
     blocks = sum(-(-n // tiling.rows) for n in (call.before, call.after))
     parts, chunk = parts_of(blocks * batch * heads, key.shape[1], tiling.columns, query.device)
@@ -180,9 +188,9 @@ def rows_forward(
     part_logs = part_out.new_empty(part_out.shape[:4])
     rows.rows_forward[(blocks, batch * heads, parts)](
         *(s.argument for s in sources), part_out, part_logs, call.text_valid, head_scale, scale,
-        *_places(sources), call.before, call.after, call.extra, tokens, heads, heads // key.shape[2], chunk,
+        *places(sources), call.before, call.after, call.extra, tokens, heads, heads // key.shape[2], chunk,
         call.text, batch, ROWS=tiling.rows, COLUMNS=tiling.columns, **size_options(query, value),
-        **_flags(call, head_scale, given.desc, tiling),
+        **launch_flags(call, head_scale, given.desc, tiling),
     )  # fmt: skip
     rows.rows_merge[(-(-call.text // 16), batch * heads)](
         part_out, part_logs, out, lse, call.before, tokens, heads, parts, call.text, batch,

@@ -7,8 +7,17 @@ from torch import Tensor
 
 from vidattn.kernels import backward, rows
 from vidattn.kernels.launch import (
-    LOG2E, Call, _Arguments, _box_flags, _flags, _places, _sizes, _volume, parts_of, scale_arguments,
+    LOG2E,
+    Arguments,
+    Call,
+    box_flags,
+    box_sizes,
+    launch_flags,
+    parts_of,
+    places,
+    scale_arguments,
     size_options,
+    volume,
 )  # fmt: skip
 from vidattn.kernels.sources import padded
 from vidattn.kernels.tiling import Tiling
@@ -35,15 +44,15 @@ def box_query_gradient(
     query, key, value, slope = inputs
     batch, _, heads, _ = query.shape
     query, scale, head_scale = scale_arguments(call, query)
-    given = _Arguments(call, visits, (query, key, value, slope))
+    given = Arguments(call, visits, (query, key, value, slope))
     sources = given.boxes(visits.tile, visits.box, visits.box, visits.tile)
-    columns = _volume(visits.box) if call.elsewhere else 0
+    columns = volume(visits.box) if call.elsewhere else 0
     text = [s.argument for s in given.rows(0, columns, columns, 0)] or [None, None]
     backward.box_query_gradient[(visits.tiles, batch * heads)](
         *(s.argument for s in sources[:3]), *text, sources[3].argument, grad_query, *sums, visits.table,
-        visits.index, visits.count, call.text_valid, head_scale, scale, call.scale, *_places(sources),
-        *_sizes(call, visits, heads, key.shape[2]), **size_options(query, value), **_box_flags(visits),
-        TEXT=call.elsewhere > 0, **_flags(call, head_scale, given.desc, tiling),
+        visits.index, visits.count, call.text_valid, head_scale, scale, call.scale, *places(sources),
+        *box_sizes(call, visits, heads, key.shape[2]), **size_options(query, value), **box_flags(visits),
+        TEXT=call.elsewhere > 0, **launch_flags(call, head_scale, given.desc, tiling),
     )  # fmt: skip
 
 
@@ -55,17 +64,17 @@ def box_key_gradient(
     query, key, value, slope = inputs
     batch, _, heads, _ = query.shape
     query, scale, head_scale = scale_arguments(call, query)
-    given = _Arguments(call, visits, (query, key, value, slope))
+    given = Arguments(call, visits, (query, key, value, slope))
     sources = given.boxes(visits.box, visits.tile, visits.tile, visits.box)
-    columns = _volume(visits.box) if call.text else 0
+    columns = volume(visits.box) if call.text else 0
     text = [s.argument for s in given.rows(columns, 0, 0, columns)] or [None, None]
-    flags = _flags(call, head_scale, given.desc, tiling)
+    flags = launch_flags(call, head_scale, given.desc, tiling)
     flags.pop("VALID")  # the grid's keys are all real
     backward.box_key_gradient[(visits.tiles, batch * key.shape[2])](
         *(s.argument for s in sources[:3]), *text, sources[3].argument, grad_key, grad_value, *sums,
         visits.table, visits.index, visits.count, head_scale, scale, _key_scale(scale, head_scale),
-        *_places(sources),
-        *_sizes(call, visits, heads, key.shape[2]), **size_options(query, value), **_box_flags(visits),
+        *places(sources),
+        *box_sizes(call, visits, heads, key.shape[2]), **size_options(query, value), **box_flags(visits),
         TEXT=call.text > 0, **flags,
     )  # fmt: skip
 
@@ -77,16 +86,16 @@ def rows_query_gradient(
     query, key, value, slope = inputs
     batch, tokens, heads, size = query.shape
     query, scale, head_scale = scale_arguments(call, query)
-    given = _Arguments(call, None, (query, key, value, slope))
+    given = Arguments(call, None, (query, key, value, slope))
     sources = given.rows(tiling.rows, tiling.columns, tiling.columns, tiling.rows)
     blocks = sum(-(-n // tiling.rows) for n in (call.before, call.after))
     parts, chunk = parts_of(blocks * batch * heads, key.shape[1], tiling.columns, query.device)
     part = query.new_empty(parts, batch, call.text, heads, size, dtype=torch.float32)
     rows.rows_query_gradient[(blocks, batch * heads, parts)](
         *(s.argument for s in sources), part, *sums, call.text_valid, head_scale, scale, call.scale,
-        *_places(sources), call.before, call.after, call.extra, tokens, heads, heads // key.shape[2], chunk,
+        *places(sources), call.before, call.after, call.extra, tokens, heads, heads // key.shape[2], chunk,
         call.text, batch, ROWS=tiling.rows, COLUMNS=tiling.columns, **size_options(query, value),
-        **_flags(call, head_scale, given.desc, tiling),
+        **launch_flags(call, head_scale, given.desc, tiling),
     )  # fmt: skip
     _put(grad_query, part.sum(0), call)
 
@@ -99,7 +108,7 @@ def rows_key_gradient(
     query, key, value, slope = inputs
     batch, tokens, heads, size = query.shape
     query, scale, head_scale = scale_arguments(call, query)
-    given = _Arguments(call, None, (query, key, value, slope))
+    given = Arguments(call, None, (query, key, value, slope))
     sources = given.rows(tiling.columns, tiling.rows, tiling.rows, tiling.columns)
     blocks = sum(-(-n // tiling.rows) for n in (call.before, call.after + call.extra))
     parts, chunk = parts_of(blocks * batch * heads, tokens, tiling.columns, query.device)
@@ -107,9 +116,9 @@ def rows_key_gradient(
     part_value = part_key.new_empty(*part_key.shape[:4], value.shape[3])
     rows.rows_key_gradient[(blocks, batch * heads, parts)](
         *(s.argument for s in sources), part_key, part_value, *sums, call.text_valid, head_scale, scale,
-        _key_scale(scale, head_scale), *_places(sources), call.before, call.after, call.extra, tokens, heads,
+        _key_scale(scale, head_scale), *places(sources), call.before, call.after, call.extra, tokens, heads,
         heads // key.shape[2], chunk, call.elsewhere, batch, ROWS=tiling.rows, COLUMNS=tiling.columns,
-        **size_options(query, value), **_flags(call, head_scale, given.desc, tiling),
+        **size_options(query, value), **launch_flags(call, head_scale, given.desc, tiling),
     )  # fmt: skip
     for grad, part in ((grad_key, part_key), (grad_value, part_value)):
         _put(grad, part.unflatten(3, (key.shape[2], -1)).sum((0, 4)), call)

@@ -19,6 +19,7 @@ Letters: B batch, H heads, N tokens, D head size of q and k, E head size of v an
 float32 vector of D * E + D numbers: S in rows of E, then z.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
 import triton

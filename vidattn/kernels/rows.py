@@ -5,6 +5,7 @@ They are few and their other side is the whole sequence, which is cut into parts
 part writes a result of its own in float32; the parts are put together afterwards.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
 import triton
 import triton.language as tl
 

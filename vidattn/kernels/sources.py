@@ -1,15 +1,15 @@
-"""How a tensor (B, S, H, D) reaches a kernel: as a tensor descriptor where the hardware's rules allow it, else
-as a pointer with strides; never as a copy.
+"""How a tensor (B, S, H, D) reaches a kernel: as a tensor descriptor where the hardware's rules allow it,
+else as a pointer with strides; never as a copy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -24,7 +24,19 @@ class Source:
 
 def padded(size: int) -> int:
     """The head size that a kernel computes with: a power of two, at least 16."""
-    return max(16, triton.next_power_of_2(size))
+    return max(16, 1 << (size - 1).bit_length())
+
+
+@lru_cache(maxsize=64)
+def takes_descriptors(device: torch.device, bits: int) -> bool:
+    """Whether a device has a tensor memory accelerator (Hopper and later); the interpreter acts as if.
+
+    float32 goes without: its products run on the ordinary cores, whose code spills ten times as much when
+    operands arrive through descriptors (compiled for Hopper, 4,448 bytes a thread against 432).
+    """
+    if device.type != "cuda":
+        return True
+    return bits == 16 and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def heads_inside(tensor: Tensor) -> bool:
@@ -75,6 +87,7 @@ def described_rows(tensor: Tensor, rows: int) -> Source:
     return Source(TensorDescriptor(tensor, shape, [stride, tensor.stride(1), 1], block), place)
 
 
+@lru_cache(maxsize=64)
 def device_class(device: torch.device) -> str:
     """The key of a device in the table of tiles: "sm_90", "sm_80", ...; "any" without CUDA."""
     if device.type != "cuda" or torch.version.hip is not None:

@@ -1,7 +1,8 @@
 """Linear attention and the modules that stand in for softmax attention."""
 
+from vidattn.linear.chunks import FEATURE_MAPS
 from vidattn.linear.feature_maps import FeatureMap
-from vidattn.linear.functional import FEATURE_MAPS, linear_attention
+from vidattn.linear.functional import linear_attention
 from vidattn.linear.linfusion import LinFusionAttention, LinFusionBranch
 from vidattn.linear.mixers import (
     FeatureMapAttention,

@@ -31,7 +31,7 @@ _SLOPES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 # Numbers of a tensor that a run holds in float32: some MiB, so that they stay in a CPU's cache, or enough to
 # fill a GPU.
-_RUN = {"cpu": 1 << 19, "cuda": 1 << 26}
+_RUN = {"cpu": 1 << 17, "cuda": 1 << 26}
 
 
 def forward(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vidattn.linear.functional import FEATURE_MAPS
+from vidattn.linear.chunks import FEATURE_MAPS
 from vidattn.patterns.text import nearest
 
 LEARNED = ("hedgehog", "hedgehog-joint", "hedgehog-exp")

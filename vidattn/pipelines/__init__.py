@@ -2,6 +2,7 @@
 
 from vidattn.pipelines.dual_path import dual_path_video
 from vidattn.pipelines.memory import MemoryEstimate, estimate_memory
+from vidattn.pipelines.multi_shot import multi_shot_video
 from vidattn.pipelines.stages import Stage
 from vidattn.pipelines.upscale import Upscaled, upscale_generate
 from vidattn.pipelines.vae import Seams, tiled_decode, tiled_encode
@@ -13,6 +14,7 @@ __all__ = [
     "Upscaled",
     "dual_path_video",
     "estimate_memory",
+    "multi_shot_video",
     "tiled_decode",
     "tiled_encode",
     "upscale_generate",

@@ -22,10 +22,11 @@ from vidattn.patches.api import patched
 from vidattn.patches.model_patch import patch_of
 from vidattn.patches.targets import targets_of
 from vidattn.patterns import SlidingWindow
+from vidattn.pipelines.arguments import about, check_strengths, checked_call, checked_seeds, describe_call
 from vidattn.pipelines.checkpoint import Checkpoint, describe
 from vidattn.pipelines.extrapolation import scaled_queries
 from vidattn.pipelines.latents import latents_of
-from vidattn.pipelines.memory import check_budget, estimate_memory, read_memory
+from vidattn.pipelines.memory import budget_for, read_memory
 from vidattn.pipelines.sizes import (
     Size,
     as_size,
@@ -37,7 +38,7 @@ from vidattn.pipelines.sizes import (
     stage_sizes,
 )
 from vidattn.pipelines.stages import Around, Runner, Stage
-from vidattn.pipelines.upscale import Upscaled, about, check_strengths, checked_call, checked_seeds
+from vidattn.pipelines.upscale import Upscaled
 
 CACHES = ("auto", "device", "fp8", "cpu")
 
@@ -151,6 +152,44 @@ class DualPath:
                     layer.forward = before
 
 
+@dataclass(frozen=True)
+class Paths:
+    """What surrounds the call of a stage after the first.
+
+    Args:
+        pipe: a ``WanPipeline``.
+        refresh: as ``dual_path_video`` says.
+        cache: as it says.
+        budget: bytes for the cache, or None.
+        patch: other arguments of ``vidattn.patch``.
+    """
+
+    pipe: Any
+    refresh: int
+    cache: str
+    budget: int | None
+    patch: dict[str, Any]
+
+    @contextmanager
+    def around(self, index: int, first: Stage) -> Iterator[Around]:
+        """Windows, scale and both paths, for the length of a ``with`` block."""
+        left = Around()
+        assert first.grid is not None, "Wan works on one grid"
+        frame = first.grid[1] * first.grid[2]
+        factor = math.sqrt(math.log(2 * frame) / math.log(frame)) if frame > 1 else 1.0
+        with ExitStack() as stack:
+            pattern = SlidingWindow(first.grid[1:])
+            handle = stack.enter_context(patched(self.pipe, pattern, **self.patch))
+            stack.enter_context(scaled_queries(self.pipe, lambda: factor))
+            path = DualPath(self.pipe.transformer, self.refresh, CrossCache(self.cache, self.budget))
+            stack.enter_context(path.installed())
+            yield left
+            report = handle.report()
+            left.density = report.density
+            ran = f"{path.full} of {path.step + 1} steps, cache {path.cache.kind}"
+            left.report = f"{report}\nfull-attention path: {ran}"
+
+
 def dual_path_video(
     pipe: Any,
     prompt: str | list[str],
@@ -209,13 +248,7 @@ def dual_path_video(
     Example:
         >>> made = dual_path_video(wan, "a red fox runs", height=1088, width=1920, frames=81)
     """
-    targets = targets_of(pipe)
-    if type(targets[0].model).__name__ != "WanTransformer3DModel" or len(targets) > 1:
-        raise TypeError(f"{type(pipe).__name__}: dual_path_video drives a WanPipeline with one transformer")
-    if type(refresh) is not int or refresh < 1:
-        raise ValueError(f"refresh={refresh!r}: a number of steps, at least 1")
-    if cache not in CACHES:
-        raise ValueError(f"cache={cache!r}: one of {', '.join(CACHES)}")
+    _check(pipe, refresh, cache)
     step, size = size_step(pipe), as_size((height, width), "height, width")
     check_size(size, step, "size")
     check_frames(frames, frame_step(pipe))
@@ -226,32 +259,13 @@ def dual_path_video(
     call = checked_call(pipe, {"prompt": prompt, "num_frames": frames, **call}, "call")
     seeds = checked_seeds(seed, call)
     cache_budget = None if cache_memory is None else read_memory(cache_memory)
-    budget = None if max_memory is None else read_memory(max_memory)
-    if budget is not None:
-        check_budget(pipe, estimate_memory(pipe, *size, frames), budget)
+    budget = budget_for(pipe, max_memory, size, call)
     settings = {
         **about(pipe),
-        "call": describe({k: v for k, v in call.items() if not k.startswith("callback")}),
+        "call": describe_call(call),
         **{"sizes": sizes, "strengths": strengths, "seed": seed, "refresh": refresh},
         **{"cache": cache, "cache_memory": cache_budget, "patch_options": describe(patch_options)},
     }
-
-    @contextmanager
-    def around(index: int, stage: Stage) -> Iterator[Around]:
-        left = Around()
-        assert stage.grid is not None, "Wan works on one grid"
-        frame = stage.grid[1] * stage.grid[2]
-        factor = math.sqrt(math.log(2 * frame) / math.log(frame)) if frame > 1 else 1.0
-        with ExitStack() as stack:
-            pattern = SlidingWindow(stage.grid[1:])
-            handle = stack.enter_context(patched(pipe, pattern, **(patch_options or {})))
-            stack.enter_context(scaled_queries(pipe, lambda: factor))
-            path = DualPath(targets[0].model, refresh, CrossCache(cache, cache_budget))
-            stack.enter_context(path.installed())
-            yield left
-            report = handle.report()
-            left.density = report.density
-            left.report = f"{report}\nfull-attention path: {path.full} of {path.step + 1} steps, cache {path.cache.kind}"
 
     runner = Runner(
         pipe,
@@ -264,10 +278,20 @@ def dual_path_video(
         None,
         1.0,
         None,
-        around,
+        Paths(pipe, refresh, cache, cache_budget, patch_options or {}).around,
         budget,
         Checkpoint(checkpoint, settings),
         callback,
         progress,
     )
     return Upscaled(runner.run(), runner.done, settings)
+
+
+def _check(pipe: Any, refresh: Any, cache: Any) -> None:
+    targets = targets_of(pipe)
+    if type(targets[0].model).__name__ != "WanTransformer3DModel" or len(targets) > 1:
+        raise TypeError(f"{type(pipe).__name__}: dual_path_video drives a WanPipeline with one transformer")
+    if type(refresh) is not int or refresh < 1:
+        raise ValueError(f"refresh={refresh!r}: a number of steps, at least 1")
+    if cache not in CACHES:
+        raise ValueError(f"cache={cache!r}: one of {', '.join(CACHES)}")

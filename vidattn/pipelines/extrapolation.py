@@ -61,8 +61,9 @@ class Watcher:
             layouts = target.family.read(target.model, arguments).layouts
         except GridUnreadable:
             layouts = {}
-        only = list(layouts.values())
-        self.layout = only[0] if len(only) == 1 and isinstance(only[0], TokenLayout) else None
+        known = [layout for layout in layouts.values() if isinstance(layout, TokenLayout)]
+        one = len({layout.grid for layout in known}) == 1  # layers may differ in whether they see text
+        self.layout = max(known, key=lambda layout: layout.tokens) if one else None
 
 
 @contextmanager
@@ -111,8 +112,8 @@ def proportional_scale(pipe: Any, trained: int | None) -> Iterator[None]:
 def scaled_queries(pipe: Any, factor: Callable[[], float | None]) -> Iterator[None]:
     """The softmax scale of every self-attention layer times a factor, for the length of a ``with`` block.
 
-    It goes onto the queries, behind their norm (or their projection where there is none): logits are linear in
-    them, so it holds for dense and sparse layers alike.
+    It goes onto the queries, behind their norm (or their projection where there is none): logits are linear
+    in them, so it holds for dense and sparse layers alike.
     """
 
     def scale(module: nn.Module, args: tuple, output: Tensor) -> Tensor:

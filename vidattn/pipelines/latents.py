@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from vidattn.patches.targets import targets_of
-from vidattn.patterns.text import nearest
 
 # By family: whether latents are packed into tokens of 2x2, and whether the VAE works on frames.
 _KINDS = {
@@ -117,8 +116,8 @@ def latents_of(pipe: Any) -> Latents:
     target = targets_of(pipe)[0]
     known = inspect.signature(pipe.__call__).parameters
     if target.family.name not in _KINDS or getattr(pipe, "vae", None) is None:
-        near = nearest(target.family.name, _KINDS)
-        raise TypeError(f"{type(pipe).__name__}: stages can't start from pictures in this family. {near}")
+        families = ", ".join(sorted(_KINDS))
+        raise TypeError(f"{type(pipe).__name__}: a stage can't start from a picture; families: {families}")
     if "latents" not in known or "prompt" not in known:
         raise TypeError(
             f"{type(pipe).__name__} takes no prompt and latents=: stages can't start from a picture"

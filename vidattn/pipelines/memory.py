@@ -165,3 +165,18 @@ def check_budget(pipe: Any, estimate: MemoryEstimate, budget: int) -> None:
             f"max_memory={budget / 2**30:.2f} GiB is too little for {type(pipe).__name__} here: {estimate}"
             " (the VAE can be tiled; for the weights, offload them: pipe.enable_model_cpu_offload())"
         )
+
+
+def budget_for(
+    pipe: Any, max_memory: int | str | None, size: tuple[int, int], call: dict[str, Any]
+) -> int | None:
+    """``max_memory`` in bytes, checked against the largest stage.
+
+    Raises:
+        ValueError: no amount of memory, or too little.
+    """
+    if max_memory is None:
+        return None
+    budget = read_memory(max_memory)
+    check_budget(pipe, estimate_memory(pipe, *size, call.get("num_frames") or 1), budget)
+    return budget

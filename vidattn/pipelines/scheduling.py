@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -252,7 +252,7 @@ def _parameters(cls: Any) -> tuple[str, ...]:
 
 
 def _names(scheduler: Any) -> tuple[str, ...]:
-    return _parameters(type(scheduler))
+    return _parameters(cast(Any, type(scheduler)))
 
 
 def _plain(value: Any) -> Any:

@@ -19,6 +19,8 @@ def size_step(pipe: Any) -> int:
     """Height and width must be multiples of this: the VAE's factor times the denoiser's patch."""
     processor = getattr(pipe, "image_processor", None) or getattr(pipe, "video_processor", None)
     factor = int(processor.config.vae_scale_factor) if processor is not None else 1
+    if hasattr(pipe, "_pack_latents"):  # then the processor's factor counts the patch already
+        return factor
     patch = getattr(getattr(pipe, "transformer", None), "config", {}).get("patch_size", 1)
     return factor * int(patch[-1] if isinstance(patch, (list, tuple)) else patch or 1)
 

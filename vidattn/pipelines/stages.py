@@ -215,7 +215,7 @@ class Runner:
             )
         if not bool(values.isfinite().all()):
             raise RuntimeError(f"{type(self.pipe).__name__} returned values that aren't finite at {size}")
-        return (values.float().clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).cpu().contiguous()
+        return pictures_of(values)
 
     def _vae(self, size: Size) -> AbstractContextManager[list[Seams]]:
         pixels = size[0] * size[1] * int(self.call.get("num_frames") or 1)
@@ -276,6 +276,11 @@ def _quiet(pipe: Any) -> Iterator[None]:
             del pipe._progress_bar_config
         else:
             pipe._progress_bar_config = before
+
+
+def pictures_of(values: Tensor) -> Tensor:
+    """A pipeline's (batch, frames, 3, height, width) in [0, 1] as uint8 (batch, frames, height, width, 3)."""
+    return (values.float().clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).cpu().contiguous()
 
 
 def as_images(pictures: Tensor) -> list[Any]:

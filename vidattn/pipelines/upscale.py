@@ -10,25 +10,27 @@ from typing import Any
 
 from torch import Tensor
 
-import vidattn
 from vidattn.patches.api import patched
 from vidattn.patches.targets import targets_of
 from vidattn.patterns import SlidingWindow
-from vidattn.pipelines.checkpoint import Checkpoint, describe, digest_of
+from vidattn.pipelines.arguments import (
+    about,
+    check_guidance,
+    check_strengths,
+    checked_call,
+    checked_seeds,
+    describe_call,
+)
+from vidattn.pipelines.checkpoint import Checkpoint, describe
 from vidattn.pipelines.extrapolation import ntk_scaled, proportional_scale, query_modules, rope_modules
 from vidattn.pipelines.latents import latents_of
-from vidattn.pipelines.memory import check_budget, estimate_memory, read_memory
-from vidattn.pipelines.scheduling import GUIDANCE, check_shift
+from vidattn.pipelines.memory import budget_for
+from vidattn.pipelines.scheduling import check_shift
 from vidattn.pipelines.sizes import Size, as_size, check_size, default_base, size_step, stage_sizes
 from vidattn.pipelines.stages import Around, Runner, Stage, as_images
 
 NTK = 10.0
 """Factor of the rotary base that CLEAR and I-Max use on FLUX."""
-
-FLOW_STRENGTH = (0.6, 0.3)
-NOISE_STRENGTH = (0.4, 0.1)
-"""Strength of the first and of the fourth refining stage: LinFusion's .4 .3 .2 .1 for models that predict
-noise, and more for flow matching, whose strength counts steps of a shifted schedule."""
 
 
 @dataclass
@@ -129,17 +131,15 @@ def upscale_generate(
     options = Options(pipe, ntk, proportional, pattern, dict(patch_options or {}))
     sizes = _sizes(pipe, size, base, stages)
     strengths = check_strengths(pipe, strength, len(sizes) - 1)
-    _check_guidance(guidance, guidance_weight)
+    check_guidance(guidance, guidance_weight)
     check_shift(pipe.scheduler, time_shift)
     call = checked_call(pipe, {"prompt": prompt, **call}, "call")
     stage_call = checked_call(pipe, dict(stage_options or {}), "stage_options")
     seeds = checked_seeds(seed, call)
-    budget = None if max_memory is None else read_memory(max_memory)
-    if budget is not None:
-        check_budget(pipe, estimate_memory(pipe, *sizes[-1], call.get("num_frames") or 1), budget)
+    budget = budget_for(pipe, max_memory, sizes[-1], call)
     settings = {
         **about(pipe),
-        "call": describe({k: v for k, v in call.items() if not k.startswith("callback")}),
+        "call": describe_call(call),
         "stage_options": describe(stage_call),
         "sizes": sizes,
         "strengths": strengths,
@@ -238,83 +238,3 @@ def _sizes(pipe: Any, size: Any, base: Any, stages: Any) -> list[Size]:
     first = default_base(pipe, last) if base is None else as_size(base, "base")
     check_size(first, step, "base")
     return stage_sizes(first, last, stages, step)
-
-
-def check_strengths(pipe: Any, strength: Any, count: int) -> list[float]:
-    """One strength for each stage after the first.
-
-    Raises:
-        ValueError: out of range, or too few or too many.
-    """
-    if isinstance(strength, str) and strength == "auto":
-        flow = "Flow" in type(pipe.scheduler).__name__ or pipe.scheduler.config.get("use_flow_sigmas", False)
-        first, fourth = FLOW_STRENGTH if flow else NOISE_STRENGTH
-        return [round(max(fourth, first - (first - fourth) * i / 3), 6) for i in range(count)]
-    given = list(strength) if isinstance(strength, (list, tuple)) else [strength] * count
-    fine = all(isinstance(s, (int, float)) and not isinstance(s, bool) and 0 < s <= 1 for s in given)
-    if len(given) != count or not fine:
-        raise ValueError(f"strength={strength!r}: in (0, 1], one number or one for each of {count} stages")
-    return [float(s) for s in given]
-
-
-def _check_guidance(guidance: Any, weight: Any) -> None:
-    if guidance is not None and guidance not in GUIDANCE:
-        raise ValueError(f'guidance={guidance!r}: "latent", "frequency" or None')
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
-        raise ValueError(f"guidance_weight={weight!r}: a number, 0 or more")
-
-
-_OURS = ("height", "width", "latents", "generator", "output_type", "return_dict", "sigmas", "timesteps")
-
-
-def checked_call(pipe: Any, call: dict[str, Any], name: str) -> dict[str, Any]:
-    """The arguments of the pipeline's call that stages do not set themselves.
-
-    Raises:
-        TypeError: arguments that it does not take, or that stages set.
-    """
-    import inspect
-
-    known = inspect.signature(pipe.__call__).parameters
-    fixed = (*_OURS, "num_inference_steps", "num_images_per_prompt") if name == "stage_options" else _OURS
-    for key in call:
-        if key in fixed:
-            raise TypeError(f"{name}: {key} is set for each stage, and cannot be given")
-        if key not in known:
-            raise TypeError(f"{name}: {type(pipe).__name__} takes no {key!r}")
-    if "use_resolution_binning" in known and name == "call":
-        call = {"use_resolution_binning": False, **call}
-    return call
-
-
-def checked_seeds(seed: Any, call: dict[str, Any]) -> list[int]:
-    """The seeds as a list.
-
-    Raises:
-        ValueError: not one for each picture.
-        TypeError: not integers.
-    """
-    seeds = list(seed) if isinstance(seed, (list, tuple)) else [seed]
-    if not seeds or not all(type(s) is int for s in seeds):
-        raise TypeError(f"seed={seed!r}: an integer, or one for each picture")
-    prompts = len(call["prompt"]) if isinstance(call["prompt"], (list, tuple)) else 1
-    batch = prompts * int(call.get("num_images_per_prompt") or call.get("num_videos_per_prompt") or 1)
-    if isinstance(seed, (list, tuple)) and len(seeds) != batch:
-        raise ValueError(f"seed={seed!r}: {len(seeds)} seeds for {batch} pictures")
-    return seeds
-
-
-def about(pipe: Any) -> dict[str, Any]:
-    """Which software and which weights make the pictures."""
-    weights = []
-    for target in targets_of(pipe):
-        tensors = [p for p in target.model.parameters() if not p.is_meta]
-        weights += [p.detach().flatten()[:256] for p in (tensors[:1] + tensors[-1:])]
-    scheduler = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
-    return {
-        "software": f"vidattn {vidattn.__version__}",
-        "pipeline": type(pipe).__name__,
-        "model": str(pipe.config.get("_name_or_path") or ""),
-        "weights": digest_of(weights),
-        "scheduler": {"class": type(pipe.scheduler).__name__, **describe(scheduler)},
-    }

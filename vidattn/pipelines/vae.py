@@ -11,15 +11,14 @@ tile.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-Box = tuple[slice, slice]
+from vidattn.pipelines.tiles import run_exactly
 
 
 @dataclass(frozen=True)
@@ -39,116 +38,9 @@ class Seams:
     rms: float = 0.0
 
 
-class _Reached(Exception):
-    """The norm whose statistics are gathered was reached."""
-
-
-class _WholeNorms:
-    """Group norms with statistics of a whole map that is seen tile by tile."""
-
-    def __init__(self, norms: list[nn.GroupNorm]) -> None:
-        self.norms = norms
-        self.known: dict[int, tuple[Tensor, Tensor]] = {}
-        self.order: list[int] = []  # of the norms that were met, by their place in the run
-        self.sums: list[Tensor] = []
-        self.inside: Callable[[Tensor], Tensor] = lambda values: values
-
-    def forward(self, number: int, x: Tensor) -> Tensor:
-        norm = self.norms[number]
-        batch, channels = x.shape[:2]
-        if number not in self.known:
-            part = self.inside(x).double().reshape(batch, norm.num_groups, -1)
-            count = torch.full_like(part[..., 0], part.shape[-1])
-            self.sums.append(torch.stack([part.sum(-1), part.square().sum(-1), count]))
-            self.order.append(number)
-            raise _Reached
-        mean, inverse = (v.repeat_interleave(channels // norm.num_groups, 1) for v in self.known[number])
-        shape = (batch, channels, *[1] * (x.ndim - 2))
-        made = (x.float() - mean.view(shape).float()) * inverse.view(shape).float()
-        if norm.affine:
-            each = (1, channels, *[1] * (x.ndim - 2))
-            made = made * norm.weight.float().view(each) + norm.bias.float().view(each)
-        return made.to(x.dtype)
-
-    def learn(self) -> None:
-        """Turn the sums of one pass into the statistics of its norm."""
-        number = self.order[-1]
-        total, squares, count = torch.stack(self.sums).sum(0)
-        mean = total / count
-        variance = (squares / count - mean.square()).clamp(min=0)
-        self.known[number] = mean, (variance + self.norms[number].eps).rsqrt()
-        self.sums, self.order = [], []
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """The norms' ``forward`` is this one's for the length of a ``with`` block."""
-        old = [norm.__dict__.get("forward") for norm in self.norms]
-        try:
-            for i, norm in enumerate(self.norms):
-                norm.forward = lambda x, i=i: self.forward(i, x)  # type: ignore[method-assign, misc]
-            yield
-        finally:
-            for norm, before in zip(self.norms, old, strict=True):
-                norm.__dict__.pop("forward", None)
-                if before is not None:
-                    norm.forward = before  # type: ignore[method-assign]
-
-
-def _spans(length: int, tile: int) -> list[tuple[int, int]]:
-    return [(start, min(length, start + tile)) for start in range(0, length, tile)]
-
-
-def _exact(
-    stage: Callable[[Tensor], Tensor],
-    module_norms: list[nn.GroupNorm],
-    values: Tensor,
-    tile: int,
-    margin: int,
-) -> tuple[Tensor, int]:
-    """``stage(values)`` by tiles: (result, number of tiles)."""
-    height, width = values.shape[-2:]
-    boxes = [(y, x) for y in _spans(height, tile) for x in _spans(width, tile)]
-    norms = _WholeNorms(module_norms)
-
-    def cut(box: tuple[tuple[int, int], tuple[int, int]]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        outer = [
-            (max(0, a - margin), min(n, b + margin)) for (a, b), n in zip(box, (height, width), strict=True)
-        ]
-        piece = values[..., outer[0][0] : outer[0][1], outer[1][0] : outer[1][1]]
-
-        def inside(part: Tensor) -> Tensor:
-            for axis, (a, b), (start, stop) in zip((-2, -1), box, outer, strict=True):
-                size = part.shape[axis]
-                ends = [(end - start) * size // (stop - start) for end in (a, b)]
-                part = part.narrow(axis, ends[0], ends[1] - ends[0])
-            return part
-
-        return piece, inside
-
-    with norms.installed():
-        while len(norms.known) < len(module_norms):
-            for box in boxes:
-                piece, norms.inside = cut(box)
-                try:
-                    stage(piece)
-                except _Reached:
-                    continue
-            if not norms.sums:  # norms that the stage does not reach
-                break
-            norms.learn()
-        rows = []
-        for y in _spans(height, tile):
-            made = []
-            for x in _spans(width, tile):
-                piece, inside = cut((y, x))
-                made.append(inside(stage(piece)))
-            rows.append(torch.cat(made, -1))
-    return torch.cat(rows, -2), len(boxes)
-
-
 def _decoder_parts(vae: Any) -> tuple[Callable, Callable, list[nn.GroupNorm], int] | None:
     """(head, tail, norms of the tail, its margin in latents) of a decoder that can be cut exactly."""
-    decoder = getattr(vae, "decoder", None)
+    decoder: Any = getattr(vae, "decoder", None)
     names = ("conv_in", "mid_block", "up_blocks", "conv_norm_out", "conv_act", "conv_out")
     if type(vae).__name__ != "AutoencoderKL" or not all(hasattr(decoder, name) for name in names):
         return None
@@ -179,7 +71,7 @@ def _decoder_parts(vae: Any) -> tuple[Callable, Callable, list[nn.GroupNorm], in
 
 def _encoder_parts(vae: Any) -> tuple[Callable, Callable, list[nn.GroupNorm], int, int] | None:
     """(tail, tiled part, its norms, margin in pixels, pixels per latent) of an encoder."""
-    encoder = getattr(vae, "encoder", None)
+    encoder: Any = getattr(vae, "encoder", None)
     if _decoder_parts(vae) is None or not hasattr(encoder, "down_blocks"):
         return None
     blocks = list(encoder.down_blocks)
@@ -212,8 +104,8 @@ def _norms(modules: list[Any]) -> list[nn.GroupNorm]:
 def tiled_decode(vae: Any, latents: Tensor, tile: int = 128, overlap: int = 16) -> tuple[Tensor, Seams]:
     """``vae.decode(latents).sample`` in tiles.
 
-    Exact for ``AutoencoderKL`` (FLUX, SD, SDXL, SD3, PixArt ...), whatever the tile; other VAEs are decoded in
-    overlapping tiles that fade into each other, and the difference between them is measured.
+    Exact for ``AutoencoderKL`` (FLUX, SD, SDXL, SD3, PixArt ...), whatever the tile; other VAEs are decoded
+    in overlapping tiles that fade into each other, and the difference between them is measured.
 
     Args:
         vae: a VAE of diffusers.
@@ -238,7 +130,7 @@ def tiled_decode(vae: Any, latents: Tensor, tile: int = 128, overlap: int = 16) 
         if parts is None:
             return _feathered(lambda z: vae.decode(z, return_dict=False)[0], latents, tile, overlap)
         head, rest, norms, margin = parts
-        made, tiles = _exact(rest, norms, head(latents), tile, margin)
+        made, tiles = run_exactly(rest, norms, head(latents), tile, margin)
     return made, Seams(True, tiles)
 
 
@@ -269,7 +161,7 @@ def tiled_encode(vae: Any, pictures: Tensor, tile: int = 1024, overlap: int = 12
                 lambda x: cast(Tensor, vae.encode(x).latent_dist.parameters), pictures, tile, overlap
             )
         tail, tiled, norms, margin, step = parts
-        made, tiles = _exact(tiled, norms, pictures, max(step, tile // step * step), margin)
+        made, tiles = run_exactly(tiled, norms, pictures, max(step, tile // step * step), margin)
         return tail(made), Seams(True, tiles)
 
 

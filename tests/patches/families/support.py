@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tests.patches import tiny_pipelines
 from tests.patches.families import image_models, video_models
-from vidattn.patches.families import families
+from vidattn.patches.families import Family, families
 from vidattn.patterns import Neighborhood, Pattern
 
 YES, NONE = "yes", "–"
@@ -97,7 +97,7 @@ DENSE_FAILS = {
         "hunyuan-video-1.5",
         "hunyuan-video-1.5-i2v",
     ),
-    "checkpointing": ("lumina2",),
+    "checkpointing": ("hunyuan_image",),
 }
 """Models on which a feature of torch or diffusers fails, patched or not."""
 
@@ -144,6 +144,11 @@ def has(name: str, feature: str) -> bool:
 def with_feature(feature: str) -> list[str]:
     """Names of the models that have a feature."""
     return [name for name in MODELS if has(name, feature)]
+
+
+def diffusion_families() -> list[Family]:
+    """The families of diffusers' models; those of image encoders have tests of their own."""
+    return [family for family in families() if hasattr(diffusers, family.classes[0])]
 
 
 def representatives() -> dict[str, str]:

@@ -18,12 +18,12 @@ from tests.patches.families.support import (
     FUSING_FAILS,
     MODELS,
     classes,
+    diffusion_families,
     families_of,
     representatives,
     with_feature,
 )
 from tests.support_matrix import BEGIN, PAGES, with_table
-from vidattn.patches.families import families
 
 
 def close(got: Tensor, wanted: Tensor) -> None:
@@ -39,8 +39,8 @@ def test_the_committed_tables_are_what_the_tests_say():
 
 def test_every_class_of_every_family_has_a_model():
     tested = {cls.__name__ for cls in classes().values()} | {"FluxControlNetModel", "ControlNetModel"}
-    assert tested == {name for family in families() for name in family.classes}
-    assert set(families_of().values()) == {family.name for family in families()}
+    assert tested == {name for family in diffusion_families() for name in family.classes}
+    assert set(families_of().values()) == {family.name for family in diffusion_families()}
 
 
 def fused(model: nn.Module) -> nn.Module:
@@ -78,7 +78,7 @@ def test_where_fusing_does_nothing_or_fails_it_is_not_the_patch(name):
 
 # in test_compile, and with more sizes in the tests of image and video families
 COMPILED_ELSEWHERE = {"flux", "wan", "unet", "sd3", "pixart", "qwen_image", "flux2"}
-COMPILED_ELSEWHERE |= {"cogvideox", "ltx", "hunyuan_video", "mochi", "framepack"}
+COMPILED_ELSEWHERE |= {"auraflow", "hunyuan_image", "cogvideox", "ltx", "hunyuan_video", "mochi", "framepack"}
 # a UNet for videos takes six seconds
 SMALLER = {"animatediff": "sparse-control", "cosmos": "cosmos"}
 GRAPHS = [SMALLER.get(f, name) for f, name in representatives().items() if f not in COMPILED_ELSEWHERE]

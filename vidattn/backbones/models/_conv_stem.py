@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidattn.backbones.backbone import Backbone, Names, Options, published, truncated_normal
+from vidattn.backbones.backbone import Backbone
 from vidattn.backbones.blocks import Block, Branch
 from vidattn.backbones.layers.conv import BatchNorm2d, Conv2d, Pointwise, depthwise
 from vidattn.backbones.layers.drop import drop_path_rates
 from vidattn.backbones.layers.mlp import ConvFeedForward
 from vidattn.backbones.mixers.base import Mixer
+from vidattn.backbones.options import Names, Options, published, truncated_normal
 from vidattn.backbones.pyramid import Pyramid, PyramidParts
 
 

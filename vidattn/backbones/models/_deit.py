@@ -7,13 +7,14 @@ from functools import partial
 
 from torch import nn
 
-from vidattn.backbones.backbone import Backbone, Names, Options, published
+from vidattn.backbones.backbone import Backbone
 from vidattn.backbones.blocks import Block, Branch
 from vidattn.backbones.isotropic import Isotropic, IsotropicParts
 from vidattn.backbones.layers.drop import drop_path_rates
 from vidattn.backbones.layers.mlp import Mlp
 from vidattn.backbones.layers.patches import PatchEmbed
 from vidattn.backbones.mixers.base import Mixer
+from vidattn.backbones.options import Names, Options, published
 
 MakeNorm = Callable[[int], nn.Module]
 FINE_NORM: MakeNorm = partial(nn.LayerNorm, eps=1e-6)

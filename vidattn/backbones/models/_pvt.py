@@ -8,13 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from vidattn.backbones.backbone import Backbone, Names, Options, published
+from vidattn.backbones.backbone import Backbone
 from vidattn.backbones.blocks import Block, Branch
 from vidattn.backbones.layers.drop import drop_path_rates
 from vidattn.backbones.layers.mlp import Mlp
 from vidattn.backbones.layers.patches import PatchEmbed
 from vidattn.backbones.layers.positions import resize_positions
 from vidattn.backbones.mixers.base import Mixer
+from vidattn.backbones.options import Names, Options, published
 from vidattn.backbones.pyramid import Pyramid, PyramidParts
 
 WIDTHS = (64, 128, 320, 512)

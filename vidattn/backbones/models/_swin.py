@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vidattn.backbones.backbone import Backbone, Names, Options, published
+from vidattn.backbones.backbone import Backbone
 from vidattn.backbones.blocks import Block, Branch
 from vidattn.backbones.layers.drop import drop_path_rates
 from vidattn.backbones.layers.mlp import Mlp
@@ -15,6 +15,7 @@ from vidattn.backbones.layers.patches import PatchEmbed
 from vidattn.backbones.layers.windows import pad_to
 from vidattn.backbones.mixers.base import Mixer
 from vidattn.backbones.mixers.window import WindowAttention
+from vidattn.backbones.options import Names, Options, published
 from vidattn.backbones.pyramid import Pyramid, PyramidParts
 
 MakeNorm = Callable[[int], nn.Module]

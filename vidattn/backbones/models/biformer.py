@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from vidattn.backbones.backbone import Backbone, Options, published
+from vidattn.backbones.backbone import Backbone
 from vidattn.backbones.blocks import Block, Branch
 from vidattn.backbones.layers.conv import BatchNorm2d, Conv2d, depthwise
 from vidattn.backbones.layers.drop import drop_path_rates
 from vidattn.backbones.layers.windows import pad_to
 from vidattn.backbones.mixers.base import Mixer
 from vidattn.backbones.mixers.bi_level import AttentionLePE, BiLevelRoutingAttention
+from vidattn.backbones.options import Options, published
 from vidattn.backbones.pyramid import Pyramid, PyramidParts
 from vidattn.backbones.registry import Family
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vidattn.backbones.backbone import Backbone, Options, published
+from vidattn.backbones.backbone import Backbone
 from vidattn.backbones.blocks import Block, Branch
 from vidattn.backbones.isotropic import Isotropic, IsotropicParts
 from vidattn.backbones.layers.drop import drop_path_rates
@@ -14,6 +14,7 @@ from vidattn.backbones.layers.mlp import Mlp
 from vidattn.backbones.layers.patches import PatchEmbed
 from vidattn.backbones.mixers.gpsa import GPSA
 from vidattn.backbones.mixers.softmax import SoftmaxAttention
+from vidattn.backbones.options import Options, published
 from vidattn.backbones.registry import Family
 
 

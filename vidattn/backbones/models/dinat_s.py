@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vidattn.backbones.backbone import Backbone, Options
+from vidattn.backbones.backbone import Backbone
 from vidattn.backbones.mixers.neighborhood import NeighborhoodAttention
 from vidattn.backbones.models._swin import swin
+from vidattn.backbones.options import Options
 from vidattn.backbones.registry import Family
 
 

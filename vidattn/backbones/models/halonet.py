@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidattn.backbones.backbone import Backbone, Options, published
+from vidattn.backbones.backbone import Backbone
 from vidattn.backbones.layers.conv import BatchNorm2d, Conv2d, Pointwise
 from vidattn.backbones.layers.drop import DropPath, drop_path_rates
 from vidattn.backbones.mixers.halo import HaloAttention
+from vidattn.backbones.options import Options, published
 from vidattn.backbones.pyramid import Pyramid, PyramidParts
 from vidattn.backbones.registry import Family
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vidattn.backbones.backbone import Backbone, Options
+from vidattn.backbones.backbone import Backbone
 from vidattn.backbones.mixers.inline import InLineAttention
 from vidattn.backbones.models._pvt import WIDTHS, pvt
+from vidattn.backbones.options import Options
 from vidattn.backbones.registry import Family
 
 

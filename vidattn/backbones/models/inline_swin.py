@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vidattn.backbones.backbone import Backbone, Options
+from vidattn.backbones.backbone import Backbone
 from vidattn.backbones.mixers.base import Mixer
 from vidattn.backbones.mixers.inline import InLineAttention
 from vidattn.backbones.models._pvt import grid_of
 from vidattn.backbones.models._swin import shifted_window, swin
+from vidattn.backbones.options import Options
 from vidattn.backbones.registry import Family
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidattn.backbones.backbone import Backbone, Options, published, truncated_normal
+from vidattn.backbones.backbone import Backbone
 from vidattn.backbones.blocks import Block, Branch
 from vidattn.backbones.layers.conv import BatchNorm2d, Conv2d, depthwise
 from vidattn.backbones.layers.deformable import DeformableConv2d
@@ -16,6 +16,7 @@ from vidattn.backbones.layers.drop import drop_path_rates
 from vidattn.backbones.layers.patches import PatchEmbed
 from vidattn.backbones.layers.windows import pad_to
 from vidattn.backbones.mixers.hilo import HiLoAttention
+from vidattn.backbones.options import Options, published, truncated_normal
 from vidattn.backbones.pyramid import Pyramid, PyramidParts
 from vidattn.backbones.registry import Family
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from vidattn.backbones.backbone import Backbone, Options, published
+from vidattn.backbones.backbone import Backbone
 from vidattn.backbones.blocks import Block, Branch
 from vidattn.backbones.layers.conv import Conv2d
 from vidattn.backbones.layers.drop import drop_path_rates
 from vidattn.backbones.layers.mlp import Mlp
 from vidattn.backbones.mixers.neighborhood import NeighborhoodAttention
+from vidattn.backbones.options import Options, published
 from vidattn.backbones.pyramid import Pyramid, PyramidParts
 from vidattn.backbones.registry import Family
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vidattn.backbones.backbone import Backbone, Names, Options, published, truncated_normal
+from vidattn.backbones.backbone import Backbone
 from vidattn.backbones.layers.conv import BatchNorm2d, Conv2d, Pointwise, depthwise
 from vidattn.backbones.layers.drop import DropPath, drop_path_rates
 from vidattn.backbones.layers.mlp import ConvFeedForward
 from vidattn.backbones.mixers.lass import LASS
+from vidattn.backbones.options import Names, Options, published, truncated_normal
 from vidattn.backbones.pyramid import Pyramid, PyramidParts
 from vidattn.backbones.registry import Family
 

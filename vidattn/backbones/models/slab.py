@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vidattn.backbones.backbone import Backbone, Names, Options
+from vidattn.backbones.backbone import Backbone
 from vidattn.backbones.layers.progressive import progressive
 from vidattn.backbones.mixers.base import Mixer
 from vidattn.backbones.mixers.simplified_linear import SimplifiedLinearAttention
 from vidattn.backbones.models._deit import deit
 from vidattn.backbones.models._pvt import grid_of
 from vidattn.backbones.models._swin import shifted_window, swin
+from vidattn.backbones.options import Names, Options
 from vidattn.backbones.registry import Family
 
 
