@@ -7,6 +7,7 @@ import torch
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from diffusers.models.transformers import transformer_hunyuan_video as module
 from PIL import Image
+from safetensors.torch import save_file
 
 from tests.pipelines.hunyuan_i2v import build
 from vidattn.pipelines import image_from_video_model, transition_frames
@@ -66,13 +67,22 @@ def allowed(condition_text):
     return sees[kind[:, None], kind]
 
 
-def plain(pipe, kwargs, monkeypatch, condition_text, gap=12, lora=None):
+def plain(pipe, kwargs, monkeypatch, condition_text, gap=12, lora=None, stronger=0.0):
     """The first forward by diffusers' code with the mask, the positions and the adapters written out."""
     mask, model = allowed(condition_text), copy.deepcopy(pipe.transformer)
 
     def attend(query, key, value, attn_mask=None, **rest):
         mine = mask if query.shape[1] == len(mask) else attn_mask
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+        if (
+            stronger and mine is mask
+        ):  # per pair: the frames' logits at the words, 2 tokens behind the text's start
+            words = slice(4 * FRAME + 2, 4 * FRAME + 5)
+            extra = torch.zeros(1, 2, len(mask), len(mask))
+            extra[:, :, FRAME : 4 * FRAME, words] = (
+                stronger * k[:, :, words].abs().mean() * q[:, :, FRAME : 4 * FRAME].sum(-1, keepdim=True)
+            ) / q.shape[-1] ** 0.5
+            mine = extra.masked_fill(~mask, float("-inf"))
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, mine).transpose(1, 2)
 
     def rope(states):
@@ -147,9 +157,10 @@ def test_frames_and_gap_are_asked_for(pipe, picture):
     assert (again.settings["transitions"], again.settings["frame_gap"]) == (0, 4)
 
 
-def test_adapter_leaves_generated_frames_alone(pipe, picture, lora, monkeypatch):
+def test_adapter_leaves_generated_frames_alone(pipe, picture, lora, monkeypatch, tmp_path):
     before = {name: value.clone() for name, value in pipe.transformer.state_dict().items()}
-    _, kwargs, output, _ = run(pipe, picture, TARGET, CONDITION, lora=lora)
+    save_file(lora, tmp_path / "canny.safetensors")
+    _, kwargs, output, _ = run(pipe, picture, TARGET, CONDITION, lora=str(tmp_path / "canny.safetensors"))
     after = pipe.transformer.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -173,14 +184,26 @@ def test_adapter_leaves_generated_frames_alone(pipe, picture, lora, monkeypatch)
         pipe.unload_lora_weights()
 
 
+@pytest.mark.parametrize("condition_text", [0, 3])
+def test_words_are_stronger_for_the_frames_only(pipe, picture, monkeypatch, condition_text):
+    template = {"template": "{}", "image_emb_len": 8}  # 2 of them are kept
+    prompts = [TARGET, CONDITION] if condition_text else [TARGET]
+    _, kwargs, output, _ = run(pipe, picture, *prompts, stronger_words=0.6, prompt_template=template)
+    expected = plain(pipe, kwargs, monkeypatch, condition_text, stronger=0.6)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+    bare = plain(pipe, kwargs, monkeypatch, condition_text)
+    assert (bare - expected).abs().max() > 100 * (output - expected).abs().max()
+
+
 def test_everything_is_put_back_after_an_error(pipe, picture, lora):
     names = [name for name, _ in pipe.transformer.named_modules()]
 
     def fail(*args):
         raise RuntimeError("stopped")
 
+    options = {"lora": lora, "stronger_words": 0.6, "prompt_template": {"template": "{}", "image_emb_len": 8}}
     with pytest.raises(RuntimeError, match="stopped"):
-        image_from_video_model(pipe, picture, TARGET, CONDITION, lora=lora, callback_on_step_end=fail, **CALL)
+        image_from_video_model(pipe, picture, TARGET, CONDITION, callback_on_step_end=fail, **options, **CALL)
     assert [name for name, _ in pipe.transformer.named_modules()] == names
     for each in pipe.transformer.modules():
         assert len(each._forward_hooks) + len(each._forward_pre_hooks) == 0
@@ -194,6 +217,7 @@ def test_everything_is_put_back_after_an_error(pipe, picture, lora):
         ({"image": "cat.png"}, TypeError, "image: must be a PIL image, not str"),
         ({"prompt": [TARGET]}, TypeError, "prompt=.*one text"),
         ({"condition_prompt": 3}, TypeError, "condition_prompt=3"),
+        ({"stronger_words": "much"}, TypeError, "stronger_words='much'"),
         ({"height": 40}, ValueError, "40x48.*multiples of 16"),
         ({"transitions": 6}, ValueError, "transitions=6: must be a multiple of 4"),
         ({"frame_gap": 0}, ValueError, "frame_gap=0: must be a multiple of 4, at least 4"),

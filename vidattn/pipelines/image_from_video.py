@@ -22,6 +22,7 @@ from vidattn.pipelines.control_adapter import adapter_loaded, condition_only
 from vidattn.pipelines.refiner import refined_alone
 from vidattn.pipelines.sizes import check_size, frame_step, size_step
 from vidattn.pipelines.stages import Stage, pictures_of
+from vidattn.pipelines.text_keys import raised_words
 from vidattn.pipelines.upscale import Upscaled
 
 _ENCODING = ("prompt_template", "max_sequence_length")
@@ -47,6 +48,7 @@ def image_from_video_model(
     *,
     transitions: int = 8,
     frame_gap: int = 48,
+    stronger_words: float = 0.0,
     lora: Any = None,
     seed: int = 0,
     patch_options: dict[str, Any] | None = None,
@@ -58,8 +60,8 @@ def image_from_video_model(
     the condition's text, which the refiner sees at timestep 0. What makes the picture follow the condition in
     a task (edges, depth, subject, ...) is the adapter trained for it: without one, the model continues the
     clip. Adapters on the pipeline, loaded by ``lora`` or before the call, act on the condition and the texts
-    only. The authors' stronger keys of the target's words, for subjects, are not here. They sample with
-    ``FlowMatchEulerDiscreteScheduler()``, without a shift; this uses the pipeline's scheduler.
+    only. The authors sample with ``FlowMatchEulerDiscreteScheduler()``, without a shift; this uses the
+    pipeline's scheduler.
 
     Args:
         pipe: a ``HunyuanVideoImageToVideoPipeline``, on its device, whose transformer replaces tokens
@@ -72,6 +74,9 @@ def image_from_video_model(
         transitions: frames between condition and picture, a multiple of 4; see :func:`transition_frames`.
         frame_gap: frames from one latent frame to the next in the temporal positions, a multiple of 4; 4 is
             that of an ordinary clip.
+        stronger_words: for the generated frames, this times their mean size is added to the keys of the
+            target's words, which are the tokens of ``prompt`` behind those of the image. The authors use 0.6
+            with the adapter for subjects. Attention layers then run twice.
         lora: a trained adapter, as ``pipe.load_lora_weights`` takes it, for this call only.
         seed: of the noise.
         patch_options: other arguments of ``vidattn.patch``.
@@ -94,14 +99,18 @@ def image_from_video_model(
     step = frame_step(pipe)
     _check_multiple("transitions", transitions, step, 0)
     _check_multiple("frame_gap", frame_gap, step, step)
+    if isinstance(stronger_words, bool) or not isinstance(stronger_words, (int, float)):
+        raise TypeError(f"stronger_words={stronger_words!r}: must be a number")
     generated, frame = transitions // step + 1, height * width // size_step(pipe) ** 2
     settings = {**about(pipe), "prompt": prompt, "condition_prompt": condition_prompt, "seed": seed}
     settings |= {"height": height, "width": width, "transitions": transitions, "frame_gap": frame_gap}
+    settings |= {"stronger_words": stronger_words}
     settings |= {"lora": None if lora is None else "weights" if isinstance(lora, dict) else str(lora)}
     settings |= {"call": describe_call(call)}
     given: dict[str, Any] = {"height": height, "width": width, "num_frames": 1 + step * generated}
     embedded, lengths = _encoded(pipe, image, [prompt, condition_prompt], call)
     given |= {k: v for k, v in call.items() if k not in _ENCODING} | embedded
+    words = range(_image_tokens(pipe, call), lengths[0])
     pattern = Segments.control(sum(lengths[1:]), lengths[0], frames=generated)
     options = {"min_tokens": 0, **(patch_options or {})}  # it is for what they see, not for speed
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -110,6 +119,7 @@ def image_from_video_model(
         condition_only(pipe.transformer, frame, generated),
         patched(pipe, pattern, **options) as handle,
         refined_alone(pipe, lengths, clean=(1,)),
+        raised_words(pipe, words, sum(lengths), stronger_words),
         frames_apart(pipe.transformer.rope, frame_gap // step),
     ):
         latents = pipe(image=image, **given, generator=generator, output_type="latent").frames
@@ -224,7 +234,7 @@ def _encoded(
 ) -> tuple[dict[str, Any], list[int]]:
     """The texts without padding, one behind the other, as the call takes them, and the tokens of each."""
     options = {k: call[k] for k in _ENCODING if k in call}
-    options |= {"image_embed_interleave": call.get("image_embed_interleave") or 4}
+    options |= {"image_embed_interleave": _interleave(call)}
     texts, pooled = [], []
     with torch.no_grad():
         for prompt in prompts:
@@ -238,6 +248,18 @@ def _encoded(
     mask = torch.ones(1, sum(lengths), device=texts[0].device, dtype=torch.long)
     embedded = {"prompt_embeds": torch.cat(texts, 1), "pooled_prompt_embeds": pooled[0]}
     return {**embedded, "prompt_attention_mask": mask}, lengths
+
+
+def _interleave(call: dict[str, Any]) -> int:
+    """Of the image's tokens in the text, every so many are kept; 4 is the pipeline's for token_replace."""
+    return int(call.get("image_embed_interleave") or 4)
+
+
+def _image_tokens(pipe: Any, call: dict[str, Any]) -> int:
+    """Tokens of the image in front of the words: 144 of 576."""
+    default = inspect.signature(pipe.__call__).parameters["prompt_template"].default
+    count, step = (call.get("prompt_template") or default).get("image_emb_len", 576), _interleave(call)
+    return -(-count // step) if 0 < step < 6 else int(count)
 
 
 def _last_picture(pipe: Any, latents: Tensor) -> Tensor:
