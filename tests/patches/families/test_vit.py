@@ -110,18 +110,20 @@ def run(model: nn.Module, image: Tensor) -> Tensor:
 @contextmanager
 def masked(layout: TokenLayout, seen: list[int]) -> Iterator[None]:
     """torch's attention with the pattern's mask, wherever a call is on the layout's tokens."""
-    mask, real = from_text(SMALL).mask(layout), F.scaled_dot_product_attention
+    # torch's own module: the name F of this file is rebound while models are patched, for the stand-in's sake
+    torch_functional = torch.nn.functional
+    mask, real = from_text(SMALL).mask(layout), torch_functional.scaled_dot_product_attention
 
     def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options) -> Tensor:
         assert attn_mask is None
         seen.append(q.shape[-2])
         return real(q, k, v, attn_mask=mask, **options)
 
-    F.scaled_dot_product_attention = attend
+    torch_functional.scaled_dot_product_attention = attend
     try:
         yield
     finally:
-        F.scaled_dot_product_attention = real
+        torch_functional.scaled_dot_product_attention = real
 
 
 @pytest.mark.parametrize("name", MODELS)
