@@ -6,6 +6,11 @@ from vidattn.backbones.mixers.gated import GatedSoftmaxAttention
 from vidattn.backbones.mixers.hilo import HiLoAttention
 from vidattn.backbones.mixers.inline import InLineAttention
 from vidattn.backbones.mixers.mala import MALA
+from vidattn.backbones.mixers.mixture_of_heads import (
+    MixtureOfHeadAttention,
+    collect_balance,
+    query_norm_gates,
+)
 from vidattn.backbones.mixers.neighborhood import NeighborhoodAttention
 from vidattn.backbones.mixers.rala import RALA
 from vidattn.backbones.mixers.simplified_linear import SimplifiedLinearAttention
@@ -20,7 +25,10 @@ __all__ = [
     "HiLoAttention",
     "InLineAttention",
     "Mixer",
+    "MixtureOfHeadAttention",
     "NeighborhoodAttention",
     "SimplifiedLinearAttention",
     "WindowAttention",
+    "collect_balance",
+    "query_norm_gates",
 ]
