@@ -2,6 +2,7 @@
 
 from vidattn.backbones.mixers.base import Mixer
 from vidattn.backbones.mixers.bi_level import AttentionLePE, BiLevelRoutingAttention
+from vidattn.backbones.mixers.bidirectional_gated import BidirectionalGatedLinearAttention
 from vidattn.backbones.mixers.gated import GatedSoftmaxAttention
 from vidattn.backbones.mixers.hilo import HiLoAttention
 from vidattn.backbones.mixers.inline import InLineAttention
@@ -21,6 +22,7 @@ __all__ = [
     "RALA",
     "AttentionLePE",
     "BiLevelRoutingAttention",
+    "BidirectionalGatedLinearAttention",
     "GatedSoftmaxAttention",
     "HiLoAttention",
     "InLineAttention",
