@@ -14,6 +14,7 @@ from vidattn.backbones.mixers.mixture_of_heads import (
 )
 from vidattn.backbones.mixers.neighborhood import NeighborhoodAttention
 from vidattn.backbones.mixers.rala import RALA
+from vidattn.backbones.mixers.relu_linear import ReLULinearAttention
 from vidattn.backbones.mixers.simplified_linear import SimplifiedLinearAttention
 from vidattn.backbones.mixers.window import WindowAttention
 
@@ -29,6 +30,7 @@ __all__ = [
     "Mixer",
     "MixtureOfHeadAttention",
     "NeighborhoodAttention",
+    "ReLULinearAttention",
     "SimplifiedLinearAttention",
     "WindowAttention",
     "collect_balance",
