@@ -13,6 +13,7 @@ from vidattn.backbones.mixers.mixture_of_heads import (
     query_norm_gates,
 )
 from vidattn.backbones.mixers.neighborhood import NeighborhoodAttention
+from vidattn.backbones.mixers.norm_aware import NormAwareLinearAttention, NormGatedSoftmaxAttention
 from vidattn.backbones.mixers.rala import RALA
 from vidattn.backbones.mixers.relu_linear import ReLULinearAttention
 from vidattn.backbones.mixers.simplified_linear import SimplifiedLinearAttention
@@ -30,6 +31,8 @@ __all__ = [
     "Mixer",
     "MixtureOfHeadAttention",
     "NeighborhoodAttention",
+    "NormAwareLinearAttention",
+    "NormGatedSoftmaxAttention",
     "ReLULinearAttention",
     "SimplifiedLinearAttention",
     "WindowAttention",
