@@ -3,9 +3,11 @@
 from vidattn.backbones.mixers.base import Mixer
 from vidattn.backbones.mixers.bi_level import AttentionLePE, BiLevelRoutingAttention
 from vidattn.backbones.mixers.bidirectional_gated import BidirectionalGatedLinearAttention
+from vidattn.backbones.mixers.flow import FlowAttention
 from vidattn.backbones.mixers.gated import GatedSoftmaxAttention
 from vidattn.backbones.mixers.hilo import HiLoAttention
 from vidattn.backbones.mixers.inline import InLineAttention
+from vidattn.backbones.mixers.lightnet import LightNetAttention
 from vidattn.backbones.mixers.mala import MALA
 from vidattn.backbones.mixers.mixture_of_heads import (
     MixtureOfHeadAttention,
@@ -25,9 +27,11 @@ __all__ = [
     "AttentionLePE",
     "BiLevelRoutingAttention",
     "BidirectionalGatedLinearAttention",
+    "FlowAttention",
     "GatedSoftmaxAttention",
     "HiLoAttention",
     "InLineAttention",
+    "LightNetAttention",
     "Mixer",
     "MixtureOfHeadAttention",
     "NeighborhoodAttention",
