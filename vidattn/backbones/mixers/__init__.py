@@ -18,6 +18,7 @@ from vidattn.backbones.mixers.neighborhood import NeighborhoodAttention
 from vidattn.backbones.mixers.norm_aware import NormAwareLinearAttention, NormGatedSoftmaxAttention
 from vidattn.backbones.mixers.rala import RALA
 from vidattn.backbones.mixers.relu_linear import ReLULinearAttention
+from vidattn.backbones.mixers.scatterbrain import ScatterbrainAttention
 from vidattn.backbones.mixers.simplified_linear import SimplifiedLinearAttention
 from vidattn.backbones.mixers.window import WindowAttention
 
@@ -38,6 +39,7 @@ __all__ = [
     "NormAwareLinearAttention",
     "NormGatedSoftmaxAttention",
     "ReLULinearAttention",
+    "ScatterbrainAttention",
     "SimplifiedLinearAttention",
     "WindowAttention",
     "collect_balance",

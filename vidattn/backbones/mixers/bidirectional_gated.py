@@ -68,7 +68,7 @@ class BidirectionalGatedLinearAttention(Mixer):
     def reset_own(self) -> None:
         """First values of the projections."""
         for layer in (self.in_proj[0], self.qkv_proj, self.g_proj, self.o_proj, *self.gk_proj):
-            nn.init.xavier_uniform_(layer.weight, gain=2**-2.5)  # type: ignore[arg-type]
+            nn.init.xavier_uniform_(layer.weight, gain=2**-2.5)
 
     def mix(self, x: Tensor, prefix: Tensor | None) -> Tensor:
         """See the class."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vidattn.backbones.mixers.base import Mixer, split
 from vidattn.backbones.mixers.two_pass import in_float, read
 
-GATES = {"sigmoid": torch.sigmoid, "swish": F.silu}
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "swish": F.silu}
 
 
 class LightNetAttention(Mixer):
@@ -79,7 +79,7 @@ class LightNetAttention(Mixer):
         if self.lrpe:
             q, k = (md_lrpe(t, x.shape[1:-1], before) for t in (q, k))
         # ``read`` takes the mean over tokens
-        out = (read(q, k * k.shape[1], v)).flatten(-2).to(x.dtype)
+        out = read(q, k * k.shape[1], v).flatten(-2).to(x.dtype)
         out = self.o_proj(self.g_norm(out) * GATES[self.gate](self.g_proj(tokens)))
         mapped, rest = split(out, x, before)
         return (mapped, rest) if before else mapped
