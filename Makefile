@@ -21,7 +21,7 @@ option = $(if $(value $(1)),$(2) "$$ARG_$(1)")
 export PYTHONDONTWRITEBYTECODE ?= 1
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help image test lint types check format wheel smoke clean clean-all
+.PHONY: help image bench test lint types check format wheel smoke clean clean-all
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
@@ -31,6 +31,9 @@ image: $(VENV)/.installed  ## a picture from PROMPT, sparse and dense: make imag
 	    $(call option,OUT,--output) $(call option,MODEL,--model) $(call option,DEVICE,--device) \
 	    $(call option,DTYPE,--dtype) $(call option,GUIDANCE,--guidance) \
 	    $(call option,DENSE_STEPS,--dense-steps) --min-tokens 0
+
+bench: $(VENV)/.installed  ## attention calls on this machine: make bench ARGS="cpu-64 --threads 1"
+	@$(BIN)/vidattn bench $(ARGS)
 
 test: $(VENV)/.installed-dev  ## the whole suite: make test ARGS="-k patterns"
 	@$(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup $(ARGS)

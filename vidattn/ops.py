@@ -106,7 +106,7 @@ def attention_backward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value."""
     problem = _problem(query, key, head_scale, text_valid, index, count, pattern, grid, text, boxes, scale)
-    chosen, _ = pick(backend, problem, query, key, value)
+    chosen, _ = pick(backend, problem, query, key, value, backward=True)
     if chosen.backward is None:
         raise RuntimeError(f"backend {chosen.name!r} is differentiated outside this op")
     with torch.autocast(query.device.type, enabled=False):

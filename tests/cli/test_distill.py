@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 from safetensors.torch import load_file
@@ -19,12 +20,14 @@ def prompts(tmp_path):
 
 
 def test_distil_go_on_and_generate(vidattn_command, tiny_flux, prompts, tmp_path):
-    (tiny_flux / "vidattn.json").write_text(json.dumps({"defaults": {"max_sequence_length": TEXT}}))
+    model = tmp_path / "model"
+    shutil.copytree(tiny_flux, model)
+    (model / "vidattn.json").write_text(json.dumps({"defaults": {"max_sequence_length": TEXT}}))
     run = tmp_path / "run"
     words = [
         "distill",
         "--model",
-        tiny_flux,
+        model,
         "--pattern",
         "clear:radius=2",
         "--output",
@@ -45,7 +48,7 @@ def test_distil_go_on_and_generate(vidattn_command, tiny_flux, prompts, tmp_path
     assert recipe == {"pattern": "clear:radius=2", "weights": "adapter.safetensors", "dense_layers": [0]}
     assert vidattn_command(*words)[0] == 0  # finished already
     status, printed, errors = vidattn_command(
-        "generate", "--model", tiny_flux, "--prompt", "a dog", "--pattern", run / "recipe.json",
+        "generate", "--model", model, "--prompt", "a dog", "--pattern", run / "recipe.json",
         "--size", "32x48", "--steps", 1, "--min-tokens", 0, "--device", "cpu", "--output", tmp_path / "a.png",
     )  # fmt: skip
     assert status == 0, errors

@@ -185,12 +185,13 @@ def test_clear_with_pooled_keys_loads_its_weights(tmp_path, monkeypatch):
             lambda q, k, v, **_: by_hand(q, k, v, (4, 6), 7, 2, next(order)),
         )
         expected = forward(trained, "flux")
-    vidattn.patch(model, "clear", radius=2, pooled=2, weights=tmp_path / "clear.safetensors")
+    weights = tmp_path / "clear.safetensors"
+    vidattn.patch(model, "clear", radius=2, pooled=2, weights=weights, min_tokens=0)
     assert_same(forward(model, "flux"), expected)
     assert {r.pattern for r in vidattn.report(model).layers} == {"clear:radius=2,pooled=2"}
     vidattn.unpatch(model)
     assert torch.equal(forward(model, "flux"), dense)
-    vidattn.patch(model, "clear", radius=2, pooled=2)
+    vidattn.patch(model, "clear", radius=2, pooled=2, min_tokens=0)
     untrained = forward(model, "flux")
     vidattn.patch(model, Disc(2, pooled=2), min_tokens=0)
     assert_same(untrained, forward(model, "flux"))

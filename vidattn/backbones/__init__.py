@@ -6,6 +6,7 @@ tokens; ``import vidattn.backbones.timm_register`` puts all models into timm's r
 
 from vidattn.backbones import mixers
 from vidattn.backbones.registry import create_model, list_models
+from vidattn.backbones.tiled import run_tiled
 from vidattn.backbones.timm_vit import patch_timm_vit
 
-__all__ = ["create_model", "list_models", "mixers", "patch_timm_vit"]
+__all__ = ["create_model", "list_models", "mixers", "patch_timm_vit", "run_tiled"]

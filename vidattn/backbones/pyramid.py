@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from vidattn.backbones.backbone import Backbone
-from vidattn.backbones.blocks import Block
 from vidattn.backbones.options import Names, Options, truncated_normal
 
 
@@ -40,7 +39,7 @@ class PyramidParts:
     depths: Sequence[int]
     stem: Callable[[], nn.Module]
     downsample: Callable[[int], nn.Module]
-    block: Callable[[int, int], Block]
+    block: Callable[[int, int], nn.Module]
     neck: Sequence[tuple[str, nn.Module]]
     head: Callable[[int, int], nn.Module] = nn.Linear
     strides: Sequence[int] = (4, 8, 16, 32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vidattn.backends import blocks, dense, flex, natten, tiles, triton, xformers
+from vidattn.backends import blocks, dense, flex, natten, tiles, trial, triton, xformers
 from vidattn.backends.base import Backend, Saved
 from vidattn.backends.problem import Problem
 from vidattn.layout import TokenLayout
@@ -42,6 +42,7 @@ BACKENDS: dict[str, Backend] = {
             triton.backward,
             missing=triton.missing,
             reasons=triton.reasons,
+            doubts=trial.doubts,
         ),
         Backend(
             "torch",
@@ -82,7 +83,8 @@ BACKENDS: dict[str, Backend] = {
 def preferred(device: torch.device) -> tuple[str, ...]:
     """What "auto" tries for a sparse call, in this order; the last one runs everything.
 
-    The kernels are taken unasked only on NVIDIA's GPUs: nowhere else have they been tried.
+    The kernels are taken unasked only on NVIDIA's GPUs, and there only when small calls came out right
+    (:mod:`vidattn.backends.trial`).
     """
     if device.type == "cuda" and torch.version.hip is None:
         return "triton", "torch"
@@ -100,8 +102,11 @@ def check_backend(name: str) -> str:
     return name
 
 
-def pick(name: str, problem: Problem, query: Tensor, key: Tensor, value: Tensor) -> tuple[Backend, str]:
-    """The backend that runs a sparse call, and why: the one asked for, or for "auto" the first that can.
+def pick(
+    name: str, problem: Problem, query: Tensor, key: Tensor, value: Tensor, backward: bool = False
+) -> tuple[Backend, str]:
+    """The backend that runs a sparse call, or its backward, and why: the one asked for, or for "auto" the
+    first that can and of which there are no doubts.
 
     Raises:
         ValueError: unknown name.
@@ -117,8 +122,10 @@ def pick(name: str, problem: Problem, query: Tensor, key: Tensor, value: Tensor)
     for candidate in candidates:
         reasons = BACKENDS[candidate].reasons(problem, query, key, value)
         if not reasons:
+            reasons = BACKENDS[candidate].doubts(query, value, backward)
+        if not reasons:
             return BACKENDS[candidate], "the first choice for this device"
-        passed_over.append(f"{candidate} cannot run: {'; '.join(reasons)}")
+        passed_over.append(f"{candidate} is passed over: {'; '.join(reasons)}")
     return BACKENDS[last], ". ".join(passed_over) or "runs everywhere"
 
 

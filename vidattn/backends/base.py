@@ -26,6 +26,11 @@ def no_reasons(problem: Problem, query: Tensor, key: Tensor, value: Tensor) -> l
     return []
 
 
+def no_doubts(query: Tensor, value: Tensor, backward: bool) -> list[str]:
+    """For backends that "auto" takes wherever they can run."""
+    return []
+
+
 @dataclass(frozen=True)
 class Backend:
     """Someone who computes attention.
@@ -41,6 +46,7 @@ class Backend:
             package) differentiates forward, which is called as it is.
         missing: what keeps the backend from running on a device at all.
         reasons: what keeps it from running one call, ``missing`` included.
+        doubts: (query, value, backward) to why "auto" does not take it although it can run.
     """
 
     name: str
@@ -49,3 +55,4 @@ class Backend:
     backward: Backward | None = None
     missing: Callable[[torch.device], list[str]] = nothing_missing
     reasons: Reasons = no_reasons
+    doubts: Callable[[Tensor, Tensor, bool], list[str]] = no_doubts

@@ -51,10 +51,17 @@ def run(arguments: argparse.Namespace) -> None:
             raise BadArgument("--models", f"{str(folder)!r}: there is no such folder")
     if arguments.port is not None and arguments.port > 65535:
         raise BadArgument("--port", f"{arguments.port}: at most 65535")
+    before = os.environ.get("TMPDIR"), tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="vidattn-app-") as own:
         # before gradio is imported, so that nothing of it or of torch is written anywhere else
         os.environ["TMPDIR"] = tempfile.tempdir = own
-        _serve(arguments)
+        try:
+            _serve(arguments)
+        finally:
+            os.environ.pop("TMPDIR")
+            if before[0] is not None:
+                os.environ["TMPDIR"] = before[0]
+            tempfile.tempdir = before[1]
 
 
 def _serve(arguments: argparse.Namespace) -> None:

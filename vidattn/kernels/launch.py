@@ -109,7 +109,7 @@ class Arguments:
     def __init__(self, call: Call, visits: Visits | None, tensors: tuple[Tensor, ...]) -> None:
         self.call, self.visits, self.tensors = call, visits, tensors
         whole = visits is None or visits.step == (1, 1, 1)
-        able = takes_descriptors(tensors[0].device)
+        able = takes_descriptors(tensors[0].device, tensors[0].element_size() * 8)
         self.desc = able and whole and all(describable(t) for t in tensors)
 
     def boxes(self, *shapes: Place) -> list[Source]:

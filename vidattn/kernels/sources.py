@@ -28,11 +28,15 @@ def padded(size: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def takes_descriptors(device: torch.device) -> bool:
-    """Whether a device has a tensor memory accelerator (Hopper and later); the interpreter acts as if."""
+def takes_descriptors(device: torch.device, bits: int) -> bool:
+    """Whether a device has a tensor memory accelerator (Hopper and later); the interpreter acts as if.
+
+    float32 goes without: its products run on the ordinary cores, whose code spills ten times as much when
+    operands arrive through descriptors (compiled for Hopper, 4,448 bytes a thread against 432).
+    """
     if device.type != "cuda":
         return True
-    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+    return bits == 16 and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def heads_inside(tensor: Tensor) -> bool:

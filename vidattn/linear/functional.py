@@ -13,6 +13,7 @@ from torch import Tensor
 from vidattn.attention import check_alike
 from vidattn.linear import chunks
 from vidattn.linear.chunks import FEATURE_MAPS
+from vidattn.linear.trial import doubted
 from vidattn.patterns.text import nearest
 
 BACKENDS = {
@@ -97,11 +98,13 @@ def triton_reasons(query: Tensor, value: Tensor) -> list[str]:
     return reasons
 
 
-def _implementation(backend: str, query: Tensor, value: Tensor) -> ModuleType:
+def _implementation(backend: str, query: Tensor, value: Tensor, feature_map: str) -> ModuleType:
     """The module whose ``forward`` and ``backward`` run the call."""
     if backend == "torch" or (backend == "auto" and query.device.type != "cuda"):
         return chunks
     reasons = triton_reasons(query, value)
+    if backend == "auto" and not reasons and doubted(query, value, feature_map):
+        return chunks
     if not reasons:
         from vidattn.kernels import linear
 
@@ -117,7 +120,7 @@ def linear_attention_op(
     query: Tensor, key: Tensor, value: Tensor, feature_map: str, normalize: bool, eps: float, backend: str
 ) -> tuple[Tensor, Tensor]:
     """Output (B, S, H, Dv), and for the backward the state (B, H, D * Dv + D)."""
-    run = _implementation(backend, query, value)
+    run = _implementation(backend, query, value, feature_map)
     if 0 in query.shape or 0 in value.shape:
         return _outputs(query, value)
     out, state = run.forward(query, key, value, feature_map, normalize, eps)
@@ -151,7 +154,7 @@ def linear_attention_backward_op(
     """Gradients of query, key and value."""
     if 0 in query.shape or 0 in value.shape:
         return query.new_zeros(query.shape), key.new_zeros(key.shape), value.new_zeros(value.shape)
-    run = _implementation(backend, query, value)
+    run = _implementation(backend, query, value, feature_map)
     grads = run.backward(grad_out, query, key, value, state, feature_map, normalize, eps)
     return grads[0], grads[1], grads[2]
 

@@ -11,7 +11,7 @@ from torch import nn
 from vidattn.patches.families import Layer
 from vidattn.patches.presets import Rule
 from vidattn.patches.schedule import Stage
-from vidattn.patches.substitute_kinds import check_family
+from vidattn.patches.substitute_kinds import as_run, check_family
 from vidattn.patches.substitutes import Mixers, Substitute
 from vidattn.patches.targets import Target
 from vidattn.patches.weight_files import WeightsFile, fit, read_file
@@ -124,7 +124,7 @@ def _substitute(layer: Layer, stages: tuple[Stage, ...]) -> Substitute | None:
 
 def _of(rule: Rule) -> Substitute | None:
     """The substitute that a rule stands for, or None."""
-    found = None if rule.dense else rule.resolve((1, 64, 64))
+    found = None if rule.dense else as_run(rule.preset, rule.resolve((1, 64, 64)))
     return found if isinstance(found, Substitute) else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from vidattn.backends.pays import why_dense
 from vidattn.layout import TokenLayout
 from vidattn.patches import own_calls, routes
 from vidattn.patches.checkpointing import keep_decisions, release_decisions
+from vidattn.patches.decisions import apart, text_side, together
 from vidattn.patches.extrapolation import RopeBase, scale_factor
 from vidattn.patches.families import Arguments, Family, GridUnreadable, Layer, Reading
 from vidattn.patches.guidance import BranchReader
@@ -26,6 +27,7 @@ from vidattn.patches.settings import Settings
 from vidattn.patches.sizes import shape_of
 from vidattn.patches.slots import LAYER, SLOT, Decision, Slot, SlotSpec
 from vidattn.patches.steps import ALL, MIDDLE, StepClock
+from vidattn.patches.substitute_kinds import as_run
 from vidattn.patches.substitutes import Mixers, Substitute
 from vidattn.patches.weights import SwappedWeights
 from vidattn.patterns import Full
@@ -164,7 +166,7 @@ class ModelPatch:
         for number, slot in enumerate(self.slots):
             found = reading.layouts.get(slot.spec.group, trouble)
             why = found if isinstance(found, str) else ""
-            layout, slot.text_valid = _apart(None if isinstance(found, str) else found, device)
+            layout, slot.text_valid = apart(None if isinstance(found, str) else found, device)
             cases = cases_of(slot.spec.stages, moment, branches)
             key = (number, layout, cases, device, reading.note, reading.mask_reason, reading.trimmed, why)
             # one object per case: a compiled graph that has seen it is found again
@@ -172,7 +174,7 @@ class ModelPatch:
                 if len(self._decisions) > 1024:
                     self._decisions.clear()
                 made = [self._decide(slot, layout, case, device, reading, why) for case in cases]
-                self._decisions[key] = _together(made)
+                self._decisions[key] = together(made)
             slot.decision = self._decisions[key]
             decisions.append(slot.decision)
         self.log.forward(self.clock.run, decisions)
@@ -227,15 +229,13 @@ class ModelPatch:
             module = next(p.layer.module for p in self.planned if self.slots[p.slot] is slot)
             if auto and (reason := why_dense(pattern, layout, device, shape_of(module), backend)):
                 return dense(reason, fallback=True)
+        pattern = as_run(rule.preset, pattern)
+        found = (layout, pattern, pattern.density(layout), case.steps, backend)
         return Decision(
-            layout,
-            pattern,
-            pattern.density(layout),
-            case.steps,
-            backend,
+            *found,
             note=reading.note,
             mask_reason=reading.mask_reason,
-            text=_text_side(layout),
+            text=text_side(layout),
             trimmed=reading.trimmed,
             own_text=reading.own_text,
             extent=torch.empty(layout.grid, dtype=torch.bool, device=device),
@@ -249,30 +249,6 @@ class ModelPatch:
                     for other in self.slots:
                         other.decision = other.text_valid = None
                     raise RuntimeError(f"vidattn: layers would run dense although strict=True: {part.reason}")
-
-
-def _together(parts: list[Decision]) -> Decision:
-    """One decision for a batch of equal pieces, which may run differently."""
-    if len(parts) == 1 or all(part.pattern is None for part in parts):
-        return parts[0]
-    shared = tuple(replace(part, share=1 / len(parts)) for part in parts)
-    return Decision(shared[0].layout, None, 1.0, shared[0].steps, parts=shared)
-
-
-def _text_side(layout: TokenLayout) -> str:
-    if layout.text_before:
-        return "both" if layout.text_after else "before"
-    return "after" if layout.text_after else ""
-
-
-def _apart(layout: TokenLayout | None, device: torch.device) -> tuple[TokenLayout | None, Tensor | None]:
-    """A layout without ``text_valid``, and that as a tensor."""
-    if layout is None or layout.text_valid is None:
-        return layout, None
-    valid = layout.text_valid
-    if not isinstance(valid, Tensor):
-        valid = torch.tensor(valid, dtype=torch.int64, device=device)
-    return replace(layout, text_valid=None), valid
 
 
 class ForwardHook:

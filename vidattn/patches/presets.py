@@ -19,7 +19,6 @@ from vidattn.patches.substitute_kinds import (
     Linear,
     LinFusion,
     LoLCATs,
-    PooledDisc,
     read_value,
 )
 from vidattn.patches.substitutes import Substitute
@@ -77,10 +76,7 @@ class Preset:
     def pattern(self, grid: Grid, native: Native, options: Mapping[str, Any]) -> Pattern | Substitute:
         """The pattern or substitute for one grid."""
         own = {k: v for k, v in options.items() if k not in self.extras}
-        made = self.cls(**{**self.defaults(grid, native), **own, **self.fixed})
-        if self.extras and isinstance(made, Disc) and made.pooled:
-            return PooledDisc(made.radius, made.pooled)
-        return made
+        return self.cls(**{**self.defaults(grid, native), **own, **self.fixed})
 
 
 def _window(grid: Grid, native: Native) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from vidattn.linear import (
 from vidattn.patches.families import Family, Layer, family_of
 from vidattn.patches.slots import CURRENT
 from vidattn.patches.substitutes import Substitute
-from vidattn.patterns import Disc, Groups, TopK
+from vidattn.patterns import Disc, Groups, Pattern, TopK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +236,15 @@ def read_value(text: str) -> Any:
         except ValueError:
             continue
     return text
+
+
+def as_run(preset: str, pattern: Pattern | Substitute) -> Pattern | Substitute:
+    """What runs for a preset's pattern: CLEAR's pooled keys have weights to learn or load, others run as they
+    are.
+    """
+    if preset == PooledDisc.name and isinstance(pattern, Disc) and pattern.pooled:
+        return PooledDisc(pattern.radius, pattern.pooled)
+    return pattern
 
 
 def check_family(substitute: Substitute, family: Family) -> None:

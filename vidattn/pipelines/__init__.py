@@ -1,6 +1,7 @@
 """Pictures and clips beyond the size that a model was trained at, made by driving diffusers' pipelines."""
 
 from vidattn.pipelines.dual_path import dual_path_video
+from vidattn.pipelines.image_from_video import image_from_video_model, transition_frames
 from vidattn.pipelines.memory import MemoryEstimate, estimate_memory
 from vidattn.pipelines.multi_shot import multi_shot_video
 from vidattn.pipelines.stages import Stage
@@ -14,8 +15,10 @@ __all__ = [
     "Upscaled",
     "dual_path_video",
     "estimate_memory",
+    "image_from_video_model",
     "multi_shot_video",
     "tiled_decode",
     "tiled_encode",
+    "transition_frames",
     "upscale_generate",
 ]

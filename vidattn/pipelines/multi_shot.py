@@ -7,8 +7,7 @@ the paper's transition token and fine-tuning, for which nothing was released, ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from vidattn.patches.api import patched
 from vidattn.patches.targets import targets_of
 from vidattn.patterns import Segments
 from vidattn.pipelines.arguments import about, describe_call
+from vidattn.pipelines.refiner import refined_alone
 from vidattn.pipelines.sizes import check_frames, check_size, frame_step, size_step
 from vidattn.pipelines.stages import Stage, pictures_of
 from vidattn.pipelines.upscale import Upscaled
@@ -77,7 +77,7 @@ def multi_shot_video(
     given |= {"height": height, "width": width, "num_frames": sum(shots), "output_type": "pt", **call}
     pattern = Segments.shots(latent_frames, lengths, transitions=False)
     options = {"min_tokens": 0, **(patch_options or {})}  # it is for what they see, not for speed
-    with patched(pipe, pattern, **options) as handle, _refined_alone(pipe, lengths):
+    with patched(pipe, pattern, **options) as handle, refined_alone(pipe, lengths):
         frames = pipe(**given, generator=torch.Generator("cpu").manual_seed(seed)).frames
         report = handle.report()
     stage = Stage(0, height, width, 1.0, density=report.density, report=str(report))
@@ -106,23 +106,3 @@ def _encoded(pipe: Any, prompts: Sequence[str], options: dict[str, Any]) -> tupl
             texts.append(text[:, : int(mask.sum())])
             pooled.append(whole)
     return texts, pooled
-
-
-@contextmanager
-def _refined_alone(pipe: Any, lengths: list[int]) -> Iterator[None]:
-    """The text refiner, which lets all text see all text, runs on each shot's text alone."""
-    refiner = pipe.transformer.context_embedder
-    before, forward = refiner.__dict__.get("forward"), refiner.forward
-
-    def each(hidden_states: Tensor, timestep: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        masks = [None] * len(lengths) if attention_mask is None else attention_mask.split(lengths, 1)
-        texts = hidden_states.split(lengths, 1)
-        return torch.cat([forward(t, timestep, m) for t, m in zip(texts, masks, strict=True)], 1)
-
-    refiner.forward = each
-    try:
-        yield
-    finally:
-        refiner.__dict__.pop("forward", None)
-        if before is not None:
-            refiner.forward = before

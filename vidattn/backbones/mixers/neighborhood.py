@@ -42,6 +42,8 @@ class NeighborhoodAttention(Mixer):
         ValueError: sizes out of range.
     """
 
+    linear: type[nn.Module] = nn.Linear
+
     def __init__(
         self,
         dim: int,
@@ -62,14 +64,14 @@ class NeighborhoodAttention(Mixer):
         if ndim not in FUNCTIONS:
             raise ValueError(f"ndim={ndim}: must be 1, 2 or 3")
         self.kernel_size, self.dilation, self.ndim, self.backend = kernel_size, dilation, ndim, backend
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = self.linear(dim, 3 * dim, bias=qkv_bias)
         self.no_decay: tuple[str, ...] = ()
         if rel_pos_bias:
             self.rpb = nn.Parameter(torch.zeros(num_heads, *[2 * kernel_size - 1] * ndim))
             self.no_decay = ("rpb",)
         else:
             self.register_parameter("rpb", None)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = self.linear(dim, dim)
 
     def reset_own(self) -> None:
         """First values of the bias."""
@@ -78,21 +80,33 @@ class NeighborhoodAttention(Mixer):
 
     def mix(self, x: Tensor, prefix: Tensor | None) -> Any:
         """Windows on the grid; prefix tokens join every window and see all."""
+        before = 0 if prefix is None else prefix.shape[1]
+        q, k, v = (self.heads(t) for t in self.qkv(self.tokens(x, prefix)).chunk(3, -1))
+        whole = dense_attention(q[:, :before], k, v).flatten(-2) if before else None
+        out = self.proj(self.local(q * self.head_dim**-0.5, k, v, x, before).flatten(-2))
+        return out if whole is None else (out, self.proj(whole))
+
+    def local(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, before: int = 0) -> Tensor:
+        """The windows' attention as a map (B, *grid, H, D) of x's grid.
+
+        Args:
+            q: scaled queries (B, before + N, H, D).
+            k: keys.
+            v: values.
+            x: the map.
+            before: number of prefix tokens; they are keys of every window.
+        """
         grid = tuple(x.shape[1:-1])
         if len(grid) not in FUNCTIONS or (self.rpb is not None and len(grid) != self.ndim):
             raise ValueError(
                 f"x has a grid of {len(grid)} axes: must be {self.ndim}, or any 1 to 3 without a bias"
             )
-        before = 0 if prefix is None else prefix.shape[1]
-        q, k, v = (self.heads(t) for t in self.qkv(self.tokens(x, prefix)).chunk(3, -1))
-        whole = dense_attention(q[:, :before], k, v).flatten(-2) if before else None
-        q = q * self.head_dim**-0.5
         rules = [self._rule(extent) for extent in grid]
         if self.rpb is not None:
             q, k = self._append_bias(q, k, rules, before)
         maps = [split(t, x, before)[0] for t in (q, k, v)]
         extra = {"additional_keys": k[:, :before], "additional_values": v[:, :before]} if before else {}
-        out = FUNCTIONS[len(grid)](
+        return FUNCTIONS[len(grid)](
             *maps,
             kernel_size=[rule.window for rule in rules],
             dilation=[rule.dilation for rule in rules],
@@ -100,8 +114,6 @@ class NeighborhoodAttention(Mixer):
             backend=self.backend,
             **extra,
         )
-        out = self.proj(out.flatten(-2))
-        return out if whole is None else (out, self.proj(whole))
 
     def _rule(self, extent: int) -> AxisRule:
         dilation = max(1, min(self.dilation, extent // self.kernel_size))
