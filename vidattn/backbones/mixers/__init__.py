@@ -1,5 +1,6 @@
 """Mixers: modules through which the tokens of a map (B, *grid, C) see each other, one file each."""
 
+from vidattn.backbones.mixers.activator import Activator
 from vidattn.backbones.mixers.base import Mixer
 from vidattn.backbones.mixers.bi_level import AttentionLePE, BiLevelRoutingAttention
 from vidattn.backbones.mixers.bidirectional_gated import BidirectionalGatedLinearAttention
@@ -40,6 +41,7 @@ __all__ = [
     "MALA",
     "RALA",
     "SS2D",
+    "Activator",
     "AttentionLePE",
     "BiLevelRoutingAttention",
     "BidirectionalGatedLinearAttention",
