@@ -175,6 +175,7 @@ class Backbone(nn.Module):
             f"{path}.{name}" if path else name
             for path, module in self.named_modules()
             for name in getattr(module, "no_decay", ())
+            if module._parameters.get(name) is not None
         }
 
     def prune_intermediate_layers(

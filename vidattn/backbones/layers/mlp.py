@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,17 +30,18 @@ class Mlp(nn.Module):
 
 
 class ConvFeedForward(nn.Module):
-    """fc2(u + dwconv3(u)) with u = GELU(fc1(x)); linear layers stored as 1x1 convolutions (RAVLT, MAViT).
+    """fc2(u + dwconv3(u)) with u = GELU(fc1(x)) (RAVLT, MAViT, NaLaFormer).
 
     Args:
         dim: channels.
         hidden: channels between.
+        linear: makes the linear layers; by default they are stored as 1x1 convolutions.
     """
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, linear: Callable[[int, int], nn.Module] = Pointwise) -> None:
         super().__init__()
-        self.fc1 = Pointwise(dim, hidden)
-        self.fc2 = Pointwise(hidden, dim)
+        self.fc1 = linear(dim, hidden)
+        self.fc2 = linear(hidden, dim)
         self.dwconv = depthwise(hidden, 3)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -86,30 +86,11 @@ class NormSiLU(BatchNorm2d):
         return F.silu(super().forward(x))
 
 
-def build_with(
-    mixers: dict[str, Callable[[int, int], Mixer]],
-) -> Callable[[ConvStemConfig, Options], Backbone]:
-    """A builder of models whose stages take these mixers by name."""
-
-    def build(config: ConvStemConfig, options: Options) -> Backbone:
-        unknown = set(config.mixers) - set(mixers)
-        if unknown or len(config.mixers) != len(config.depths):
-            raise ValueError(
-                f"mixers={config.mixers!r}: must be {len(config.depths)} of"
-                f" {', '.join(repr(m) for m in mixers)}"
-            )
-        rates = drop_path_rates(published(options.drop_path_rate, config.drop_path), config.depths)
-
-        def block(stage: int, index: int) -> Block:
-            mixer = mixers[config.mixers[stage]](config.widths[stage], config.heads[stage])
-            return Block(_branches(config, stage, mixer), rates[stage][index])
-
-        return Pyramid(_parts(config, options, block), options)
-
-    return build
+Branches = Callable[[ConvStemConfig, int, Mixer], Sequence[Branch]]
 
 
-def _branches(config: ConvStemConfig, stage: int, mixer: Mixer) -> Sequence[Branch]:
+def ravlt_branches(config: ConvStemConfig, stage: int, mixer: Mixer) -> Sequence[Branch]:
+    """The block of RAVLT and MAViT."""
     dim, scale = config.widths[stage], config.layer_scale[stage]
     return [
         Branch("pos", depthwise(dim, 3), drop=False),
@@ -123,7 +104,43 @@ def _branches(config: ConvStemConfig, stage: int, mixer: Mixer) -> Sequence[Bran
     ]
 
 
-def _parts(config: ConvStemConfig, options: Options, block: Callable[[int, int], Block]) -> PyramidParts:
+def build_with(
+    mixers: dict[str, Callable[[int, int], Mixer]],
+    branches: Branches = ravlt_branches,
+    linear: Callable[[int, int], nn.Module] = Pointwise,
+) -> Callable[[ConvStemConfig, Options], Backbone]:
+    """A builder of models.
+
+    Args:
+        mixers: what the stages take by name.
+        branches: makes a block's branches from the configuration, the stage and a mixer.
+        linear: makes the linear layer between the last stage and the head.
+    """
+
+    def build(config: ConvStemConfig, options: Options) -> Backbone:
+        unknown = set(config.mixers) - set(mixers)
+        if unknown or len(config.mixers) != len(config.depths):
+            raise ValueError(
+                f"mixers={config.mixers!r}: must be {len(config.depths)} of"
+                f" {', '.join(repr(m) for m in mixers)}"
+            )
+        rates = drop_path_rates(published(options.drop_path_rate, config.drop_path), config.depths)
+
+        def block(stage: int, index: int) -> Block:
+            mixer = mixers[config.mixers[stage]](config.widths[stage], config.heads[stage])
+            return Block(branches(config, stage, mixer), rates[stage][index])
+
+        return Pyramid(_parts(config, options, block, linear), options)
+
+    return build
+
+
+def _parts(
+    config: ConvStemConfig,
+    options: Options,
+    block: Callable[[int, int], Block],
+    linear: Callable[[int, int], nn.Module],
+) -> PyramidParts:
     widths = config.widths
     return PyramidParts(
         widths=widths,
@@ -131,7 +148,7 @@ def _parts(config: ConvStemConfig, options: Options, block: Callable[[int, int],
         stem=lambda: Stem(options.in_chans, widths[0]),
         downsample=lambda stage: PatchMerging(widths[stage], widths[stage + 1]),
         block=block,
-        neck=[("proj", Pointwise(widths[-1], config.projection)), ("norm", NormSiLU(config.projection))],
+        neck=[("proj", linear(widths[-1], config.projection)), ("norm", NormSiLU(config.projection))],
         head=Pointwise,
         width=config.projection,
         names=Names(derived=r"\.RoPE\.angle$"),
