@@ -83,7 +83,8 @@ def greatest(tensor: Tensor) -> float:
 def _pairs(
     problem: Problem, inputs: tuple[Tensor, Tensor, Tensor], slope: Tensor, backward: bool
 ) -> list[Pair]:
-    exact = inputs[0].float(), inputs[1].float(), inputs[2].float()
+    # float64: neither the caller's autocast nor its TF32 touches it
+    exact = inputs[0].double(), inputs[1].double(), inputs[2].double()
     out, lse = triton.forward(problem, *inputs)
     true_out, true_lse = tiles.forward(problem, *exact)
     step = torch.finfo(out.dtype).eps
@@ -94,7 +95,7 @@ def _pairs(
         saved: Saved = (*inputs, out, lse)
         true: Saved = (*exact, true_out, true_lse)
         found = triton.backward(problem, saved, slope, none)
-        wanted = tiles.backward(problem, true, slope.float(), none)
+        wanted = tiles.backward(problem, true, slope.double(), none.double())
         for name, grad, other in zip(("query", "key", "value"), found, wanted, strict=True):
             pairs.append((f"the gradient of {name}", grad, other, GRADIENT * step * greatest(other)))
     return pairs

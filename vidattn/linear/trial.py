@@ -36,11 +36,12 @@ def _pairs(inputs: tuple[Tensor, Tensor, Tensor], slope: Tensor, feature_map: st
 
     step = torch.finfo(slope.dtype).eps
     q, k, v = inputs
-    exact_q, exact_k, exact_v = q.float(), k.float(), v.float()
+    # float64: neither the caller's autocast nor its TF32 touches it
+    exact_q, exact_k, exact_v = q.double(), k.double(), v.double()
     out, state = linear.forward(q, k, v, feature_map, True, 1e-4)
     true_out, true_state = chunks.forward(exact_q, exact_k, exact_v, feature_map, True, 1e-4)
     found = linear.backward(slope, q, k, v, state, feature_map, True, 1e-4)
-    wanted = chunks.backward(slope.float(), exact_q, exact_k, exact_v, true_state, feature_map, True, 1e-4)
+    wanted = chunks.backward(slope.double(), exact_q, exact_k, exact_v, true_state, feature_map, True, 1e-4)
     pairs = [("output", out, true_out, OUT * step * greatest(exact_v))]
     for name, grad, other in zip(("query", "key", "value"), found, wanted, strict=True):
         pairs.append((f"the gradient of {name}", grad, other, GRADIENT * step * greatest(other)))
